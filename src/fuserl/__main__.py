@@ -1,0 +1,5 @@
+"""`python -m fuserl`."""
+
+from fuserl.cli import main
+
+main()

@@ -1,0 +1,66 @@
+"""The table that every objective reads, and the totals that every objective returns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+
+class GroupScores(NamedTuple):
+    """P prompts by K responses, padded; the only thing an objective may read.
+
+    Entries with `valid` False are absent: they may hold anything, NaN included.
+    """
+
+    policy_logps: Float[Tensor, "P K"]  # nats, summed over response tokens
+    reference_logps: Float[Tensor, "P K"]  # nats, summed; zeros when the objective has no reference
+    num_tokens: Int[Tensor, "P K"]  # response tokens, end-of-turn counted
+    rewards: Float[Tensor, "P K"]  # the scorer's units, higher is better; NaN where unscored
+    source: Int[Tensor, "P K"]  # index into the data set's list of sources
+    given: Float[Tensor, "P K"]  # weights given by the data; NaN where none
+    valid: Bool[Tensor, "P K"]  # False: this prompt has fewer than K responses
+
+
+class Totals(NamedTuple):
+    """One total a prompt, never a mean. `count` and `weight` depend on data only, not on log-probs."""
+
+    sum: Float[Tensor, " P"]  # the prompt's loss
+    count: Float[Tensor, " P"]  # the prompt's share of the optimiser step's denominator
+    weight: Float[Tensor, " P"]  # total weight applied: sum / weight is ln 2 at step 0 for the DPO family
+
+
+class Pairs(NamedTuple):
+    """At most S chosen/rejected pairs a prompt, as column numbers of the table."""
+
+    chosen: Int[Tensor, "P S"]
+    rejected: Int[Tensor, "P S"]
+    weight: Float[Tensor, "P S"]  # zero where `valid` is False
+    valid: Bool[Tensor, "P S"]
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A loss together with what the rest of the program must know about it.
+
+    Attributes:
+        name: as in `conf/objective/`.
+        loss: `loss(scores, progress=float) -> Totals`; progress is the share of optimiser steps done, [0, 1).
+        select: `select(scores) -> Bool[P, K]`, the responses whose log-probs the loss reads. Uses rewards, sources
+            and validity only.
+        pairs: `pairs(scores) -> Pairs`, what preference metrics look at; None for objectives without pairs.
+        uses_reference: whether `reference_logps` must be filled.
+        starts_at_ln2: whether sum / weight is ln 2 when policy and reference agree (with `nll=0`).
+        reads: what the data must hold, for messages: "rewards", "samples" (several of one source), "target".
+    """
+
+    name: str
+    loss: Callable[..., Totals]
+    select: Callable[[GroupScores], Tensor]
+    pairs: Callable[[GroupScores], Pairs] | None = None
+    uses_reference: bool = False
+    starts_at_ln2: bool = False
+    reads: tuple[str, ...] = ()

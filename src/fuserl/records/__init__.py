@@ -1,0 +1,1 @@
+"""Ground: prompt groups, how they are stored, read and written. No torch here."""

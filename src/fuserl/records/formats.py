@@ -1,0 +1,196 @@
+"""Reading groups, whatever they lie in. Nothing is dropped silently."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fuserl.errors import FuserlError
+from fuserl.records.foreign import FOREIGN, looks_like
+from fuserl.records.rows import BadField, group_of
+from fuserl.records.schema import PromptGroup
+from fuserl.records.store import iter_groups, parquet_rows
+
+SPLITS = ("train", "validation", "test")
+ENDINGS = (".jsonl.gz", ".jsonl", ".json.gz", ".json", ".parquet")
+FORMS = ("auto", "fuserl", "jsonl", "datasets", *FOREIGN)
+
+
+@dataclass
+class ReadReport:
+    """What reading has seen and left out."""
+
+    rows: int = 0
+    groups: int = 0
+    skipped: list[tuple[str, str]] = field(default_factory=list)  # (where, what)
+
+    def summary(self) -> str:
+        """One line."""
+        return f"{self.groups} groups of {self.rows} rows, {len(self.skipped)} rows or responses left out"
+
+
+def splits_of(path: str | Path) -> tuple[str, ...]:
+    """Names of the splits that a folder holds; none for a single unsplit set."""
+    path = Path(path)
+    if not path.is_dir() or (path / "manifest.json").exists():
+        return ()
+    if (path / "dataset_dict.json").exists():
+        return tuple(json.loads((path / "dataset_dict.json").read_text())["splits"])
+    return tuple(split for split in SPLITS if _split_path(path, split))
+
+
+def _split_path(folder: Path, split: str) -> Path | None:
+    candidates = [folder / split, *(folder / f"{split}{ending}" for ending in ENDINGS)]
+    return next((candidate for candidate in candidates if candidate.exists()), None)
+
+
+def read_groups(
+    path: str | Path,
+    *,
+    split: str | None = None,
+    form: str = "auto",
+    on_bad_row: str = "error",
+    report: ReadReport | None = None,
+) -> Iterator[PromptGroup]:
+    """Groups of a folder, a file (plain or gzipped), or a `datasets` name, in their order.
+
+    Args:
+        split: of a folder that has several.
+        form: `auto`, or one of FORMS.
+        on_bad_row: `error`, or `skip`: leave out what is bad and list it in the report.
+        report: filled while reading.
+
+    Raises:
+        FuserlError: a row is bad, with file, row and field; or the path holds no data set.
+    """
+    if form not in FORMS:
+        raise FuserlError(f"there is no data format `{form}`", where="`data.format`", hint=f"one of {', '.join(FORMS)}")
+    if on_bad_row not in ("error", "skip"):
+        raise FuserlError(f"`{on_bad_row}` is no way to treat bad rows", where="`data.on_bad_row`", hint="error or skip")
+    report = report if report is not None else ReadReport()
+    source, seen, before = str(path), set(), report.groups
+    for where, row in _rows(path, split, form):
+        report.rows += 1
+        for group in _checked(row, where, form, on_bad_row, report):
+            if group.id in seen:
+                _bad(f"`prompt_id` {group.id!r} appears twice", where, on_bad_row, report)
+                continue
+            seen.add(group.id)
+            report.groups += 1
+            yield group
+    if report.groups == before and on_bad_row == "error":
+        raise FuserlError("the data set is empty", where=source, hint="a data set needs at least one prompt with a response")
+
+
+def _checked(row: Any, where: str, form: str, on_bad_row: str, report: ReadReport) -> Iterator[PromptGroup]:
+    if isinstance(row, PromptGroup):
+        yield row
+        return
+    if isinstance(row, BadField):
+        _bad(str(row), where, on_bad_row, report)
+        return
+    try:
+        name = form if form in FOREIGN else looks_like(row)
+        row = FOREIGN[name](row) if name else row
+        result = group_of(row, skip=on_bad_row == "skip", fallback_id=f"row-{report.rows - 1}")
+    except BadField as error:
+        _bad(str(error), where, on_bad_row, report)
+        return
+    report.skipped += [(where, what) for what in result.left_out]
+    if result.group:
+        yield result.group
+
+
+def _bad(what: str, where: str, on_bad_row: str, report: ReadReport) -> None:
+    if on_bad_row == "error":
+        raise FuserlError(what, where=where, hint="mend the row, or leave such rows out with `data.on_bad_row=skip`")
+    report.skipped.append((where, what))
+
+
+def _rows(path: str | Path, split: str | None, form: str) -> Iterator[tuple[str, Any]]:
+    """(where, row) of every row: a mapping, a finished group, or the BadField that stands in its place."""
+    folder = Path(path).expanduser()
+    if not folder.exists():
+        yield from _datasets_rows(str(path), split, is_path=False)
+    elif folder.is_file():
+        yield from _file_rows(folder)
+    elif (folder / "manifest.json").exists():
+        yield from ((f"{folder}, group {number}", group) for number, group in enumerate(iter_groups(folder)))
+    elif (folder / "dataset_info.json").exists() or (folder / "dataset_dict.json").exists():
+        yield from _datasets_rows(str(folder), split, is_path=True)
+    else:
+        inside = _split_path(folder, split) if split else None
+        if inside is None:
+            raise FuserlError(
+                f"the folder holds no split `{split}`" if split else "the folder holds no data set",
+                where=str(folder),
+                hint=f"it has {', '.join(splits_of(folder))}" if splits_of(folder) else "expected manifest.json with "
+                "groups-*.parquet, train.jsonl[.gz], or a saved `datasets` folder",
+            )
+        yield from _rows(inside, None, form)
+
+
+def _file_rows(path: Path) -> Iterator[tuple[str, Any]]:
+    if path.suffix == ".parquet":
+        yield from ((f"{path}, row {number}", row) for number, row in enumerate(parquet_rows(path)))
+        return
+    if not path.name.endswith(ENDINGS):
+        raise FuserlError("the file's ending is not known", where=str(path), hint=f"one of {', '.join(ENDINGS)}")
+    opener = gzip.open if path.name.endswith(".gz") else open
+    number = 0
+    try:
+        with opener(path, "rb") as file:
+            if path.name.endswith((".json", ".json.gz")):
+                yield from _json_rows(path, file.read())
+                return
+            for number, line in enumerate(file):
+                if line.strip():
+                    yield f"{path}, row {number}", _parsed(line)
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise FuserlError(
+            f"the gzip file is cut short or broken after row {number}", where=str(path), hint="copy or write it again"
+        ) from error
+    except OSError as error:
+        raise FuserlError(f"the file cannot be read: {error.strerror or error}", where=str(path)) from error
+
+
+def _json_rows(path: Path, content: bytes) -> Iterator[tuple[str, Any]]:
+    rows = _parsed(content)
+    if isinstance(rows, list):
+        yield from ((f"{path}, row {number}", row) for number, row in enumerate(rows))
+    elif isinstance(rows, BadField) and b"\n" in content.strip():
+        lines = [line for line in content.splitlines() if line.strip()]
+        yield from ((f"{path}, row {number}", _parsed(line)) for number, line in enumerate(lines))
+    else:
+        yield f"{path}, row 0", rows
+
+
+def _parsed(line: bytes) -> Any:
+    try:
+        return json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        return BadField("row", f"is not valid UTF-8 at byte {error.start}")
+    except (ValueError, RecursionError) as error:
+        return BadField("row", f"is not valid JSON ({str(error)[:80]})")
+
+
+def _datasets_rows(path: str, split: str | None, *, is_path: bool) -> Iterator[tuple[str, Any]]:
+    from datasets import DatasetDict, load_dataset, load_from_disk  # slow to import, rarely needed
+
+    try:
+        data = load_from_disk(path) if is_path else load_dataset(path, split=split or "train")
+        if isinstance(data, DatasetDict):
+            data = data[split or "train"]
+    except Exception as error:
+        looks_local = "/" not in path or path.startswith(("/", ".", "~")) or path.endswith(ENDINGS)
+        raise FuserlError(
+            "no such file or folder" if looks_local else f"the data set cannot be loaded ({str(error).splitlines()[0][:120]})",
+            where=path,
+            hint="give `data.path` a folder, a file, or the name of a data set on the hub (which needs a network)",
+        ) from error
+    yield from ((f"{path}, row {number}", row) for number, row in enumerate(data))

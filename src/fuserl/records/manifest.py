@@ -1,0 +1,97 @@
+"""`manifest.json` of a data set, content digests, and files that are whole or absent."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fuserl.errors import FuserlError
+from fuserl.records.schema import PromptGroup
+
+SCHEMA_VERSION = 1
+
+
+@dataclass
+class Manifest:
+    """What a data set's folder says about itself."""
+
+    groups: int
+    responses: int
+    sources: dict[str, int]  # name -> responses
+    domains: dict[str, int]  # name -> prompts
+    digest: str
+    files: dict[str, int]  # parquet file -> rows; a file that is missing or short was half-written
+    schema_version: int = SCHEMA_VERSION
+    extra: dict[str, Any] = field(default_factory=dict)  # sampling, scorers, template hashes
+
+
+class Counting:
+    """Counts and hashes groups as they pass."""
+
+    def __init__(self) -> None:
+        self.groups, self.responses = 0, 0
+        self.sources: Counter[str] = Counter()
+        self.domains: Counter[str] = Counter()
+        self.hash = hashlib.sha256()
+
+    def add(self, group: PromptGroup) -> None:
+        """Count one group."""
+        self.groups += 1
+        self.responses += len(group.responses)
+        self.sources.update(response.source for response in group.responses)
+        self.domains[group.domain] += 1
+        self.hash.update(json.dumps(asdict(group), sort_keys=True, ensure_ascii=True, default=str).encode())
+
+    def manifest(self, files: dict[str, int], extra: dict[str, Any]) -> Manifest:
+        """The totals."""
+        counts = dict(sorted(self.sources.items())), dict(sorted(self.domains.items()))
+        return Manifest(self.groups, self.responses, *counts, self.hash.hexdigest(), files, extra=extra)
+
+
+def digest_of(groups: Iterable[PromptGroup]) -> str:
+    """SHA-256 of the groups' content, in order."""
+    counting = Counting()
+    for group in groups:
+        counting.add(group)
+    return counting.hash.hexdigest()
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write `manifest.json`, last: its presence says that the data set is whole."""
+    write_text_atomically(folder / "manifest.json", json.dumps(asdict(manifest), indent=1, ensure_ascii=False))
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read it.
+
+    Raises:
+        FuserlError: it is missing, broken, or of a newer schema.
+    """
+    path = folder / "manifest.json"
+    try:
+        manifest = Manifest(**json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise FuserlError("the data set's manifest cannot be read", where=str(path), hint="write the data set again") from error
+    if manifest.schema_version > SCHEMA_VERSION:
+        raise FuserlError(
+            f"the data set has schema version {manifest.schema_version}, this fuserl reads up to {SCHEMA_VERSION}",
+            where=str(path),
+            hint="update fuserl",
+        )
+    return manifest
+
+
+def write_text_atomically(path: Path, text: str) -> None:
+    """Write beside the target, flush to the disk, rename: a kill leaves the old file or the new one."""
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    with part.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)

@@ -1,0 +1,152 @@
+"""From a mapping to a group, with every mistake named by its field."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from fuserl.records.schema import ROLES, VERDICTS, Message, PromptGroup, Response
+
+
+class BadField(Exception):
+    """A field of a row is wrong; the reader adds file and row."""
+
+    def __init__(self, name: str, what: str) -> None:
+        super().__init__(f"`{name}` {what}")
+
+
+@dataclass
+class RowResult:
+    """A group, or none, with what had to be left out of the row."""
+
+    group: PromptGroup | None
+    left_out: list[str] = field(default_factory=list)
+
+
+def group_of(row: Any, *, skip: bool, fallback_id: str) -> RowResult:
+    """Check one row and build its group.
+
+    Args:
+        skip: leave out bad responses, and the row when none remains, instead of raising.
+        fallback_id: id of rows that have none.
+
+    Raises:
+        BadField: not skipping, and something is wrong.
+    """
+    try:
+        if not isinstance(row, Mapping):
+            raise BadField("row", f"must be an object, not {type(row).__name__}")
+        prompt = _prompt(row.get("prompt"))
+        responses, left_out = _responses(row.get("responses"), skip=skip)
+        group = PromptGroup(
+            id=_text(row.get("prompt_id", fallback_id), "prompt_id"),
+            prompt=prompt,
+            responses=tuple(responses),
+            domain=_text(row.get("domain") or "general", "domain"),
+            reference=_optional_text(row.get("reference"), "reference"),
+            extra={k: v for k, v in row.items() if k not in ("prompt_id", "prompt", "responses", "domain", "reference")},
+        )
+    except BadField as error:
+        if not skip:
+            raise
+        return RowResult(None, [str(error)])
+    return RowResult(group, left_out)
+
+
+def _prompt(value: Any) -> tuple[Message, ...]:
+    if value is None or value == "" or value == []:
+        raise BadField("prompt", "is missing or empty")
+    if isinstance(value, str):
+        value = [{"role": "user", "content": value}]
+    if not isinstance(value, list):
+        raise BadField("prompt", f"must be a text or a list of messages, not {type(value).__name__}")
+    messages = tuple(message_of(message, f"prompt[{index}]") for index, message in enumerate(value))
+    if messages[-1].role != "user":
+        raise BadField("prompt", f"must end with the user's turn, not the {messages[-1].role}'s")
+    return messages
+
+
+def message_of(value: Any, name: str) -> Message:
+    """Check one message."""
+    if not isinstance(value, Mapping):
+        raise BadField(name, "must be an object with `role` and `content`")
+    role = value.get("role")
+    if role not in ROLES:
+        raise BadField(f"{name}.role", f"is {role!r}, not one of {', '.join(ROLES)}")
+    return Message(role, _text(value.get("content"), f"{name}.content"))
+
+
+def _responses(value: Any, *, skip: bool) -> tuple[list[Response], list[str]]:
+    if not isinstance(value, list) or not value:
+        raise BadField("responses", "is missing or empty")
+    found: list[Response] = []
+    left_out: list[str] = []
+    next_sample: dict[str, int] = {}
+    for index, row in enumerate(value):
+        try:
+            response = _response(row, f"responses[{index}]", next_sample)
+        except BadField as error:
+            if not skip:
+                raise
+            left_out.append(str(error))
+            continue
+        found.append(response)
+    if not found:
+        raise BadField("responses", f"holds no usable response ({left_out[0]})")
+    return found, left_out
+
+
+def _response(row: Any, name: str, next_sample: dict[str, int]) -> Response:
+    if not isinstance(row, Mapping):
+        raise BadField(name, "must be an object")
+    source = _text(row.get("source"), f"{name}.source")
+    text = _text(row.get("text"), f"{name}.text")
+    sample = row.get("sample")
+    if sample is None:
+        sample = next_sample.get(source, 0)
+    if isinstance(sample, bool) or not isinstance(sample, int) or sample < 0:
+        raise BadField(f"{name}.sample", f"must be a whole number from 0, not {sample!r}")
+    next_sample[source] = max(next_sample.get(source, 0), sample + 1)
+    verdict = row.get("verdict")
+    if verdict is not None and verdict not in VERDICTS:
+        raise BadField(f"{name}.verdict", f"is {verdict!r}, not one of {', '.join(VERDICTS)} or null")
+    known = ("source", "text", "sample", "reward", "verdict", "weight", "finish_reason", "sampling")
+    return Response(
+        source=source,
+        text=text,
+        sample=sample,
+        reward=_number(row.get("reward"), f"{name}.reward"),
+        verdict=verdict,
+        weight=_number(row.get("weight"), f"{name}.weight"),
+        finish_reason=_optional_text(row.get("finish_reason"), f"{name}.finish_reason"),
+        sampling=row.get("sampling"),
+        extra={key: item for key, item in row.items() if key not in known},
+    )
+
+
+def _text(value: Any, name: str) -> str:
+    if not isinstance(value, str):
+        raise BadField(name, "is missing" if value is None else f"must be a text, not {type(value).__name__}")
+    if not value.strip():
+        raise BadField(name, "is empty")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise BadField(name, "holds a lone surrogate, which is no valid Unicode text") from error
+    return value
+
+
+def _optional_text(value: Any, name: str) -> str | None:
+    return None if value is None or value == "" else _text(str(value) if isinstance(value, int | float) else value, name)
+
+
+def _number(value: Any, name: str) -> float | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise BadField(name, f"must be a number or null, not {type(value).__name__}")
+    if not math.isfinite(value):
+        raise BadField(name, f"is {value}, not a finite number")
+    return float(value)

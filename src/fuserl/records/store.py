@@ -1,0 +1,143 @@
+"""Groups on disk: zstd parquet, one row a group, streamed, in a stable order."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from fuserl.errors import FuserlError
+from fuserl.records.manifest import Counting, Manifest, read_manifest, write_manifest
+from fuserl.records.schema import Message, PromptGroup, Response
+
+_RESPONSE = pa.struct(
+    [
+        ("source", pa.string()),
+        ("sample", pa.int32()),
+        ("text", pa.string()),
+        ("reward", pa.float64()),
+        ("verdict", pa.string()),
+        ("weight", pa.float64()),
+        ("finish_reason", pa.string()),
+        ("sampling", pa.string()),  # JSON
+        ("extra", pa.string()),  # JSON
+    ]
+)
+SCHEMA = pa.schema(
+    [
+        ("prompt_id", pa.string()),
+        ("prompt", pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))),
+        ("domain", pa.string()),
+        ("reference", pa.string()),
+        ("responses", pa.list_(_RESPONSE)),
+        ("extra", pa.string()),  # JSON
+    ]
+)
+
+
+def write_groups(
+    groups: Iterable[PromptGroup],
+    folder: str | Path,
+    *,
+    manifest_extra: dict[str, Any] | None = None,
+    rows_per_file: int = 20_000,
+) -> Manifest:
+    """Write a data set; the folder is whole or absent.
+
+    Raises:
+        FuserlError: the folder exists already, or cannot be written.
+    """
+    folder = Path(folder)
+    if folder.exists():
+        raise FuserlError("the folder exists already", where=str(folder), hint="give another one, or delete it")
+    part = folder.with_name(folder.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    counting, files, stream = Counting(), {}, iter(groups)
+    while chunk := list(islice(stream, rows_per_file)):
+        name = f"groups-{len(files):05d}.parquet"
+        for group in chunk:
+            counting.add(group)
+        table = pa.Table.from_pylist([_to_row(group) for group in chunk], schema=SCHEMA)
+        pq.write_table(table, part / name, compression="zstd", row_group_size=1000)
+        files[name] = len(chunk)
+    manifest = counting.manifest(files, manifest_extra or {})
+    write_manifest(part, manifest)
+    part.rename(folder)
+    return manifest
+
+
+def iter_groups(folder: str | Path) -> Iterator[PromptGroup]:
+    """Read a data set in its order, a thousand rows in memory at a time.
+
+    Raises:
+        FuserlError: a file that the manifest names is missing, cut short, or has other rows.
+    """
+    folder = Path(folder)
+    for name, rows in read_manifest(folder).files.items():
+        path = folder / name
+        seen = 0
+        for row in parquet_rows(path):
+            seen += 1
+            yield _from_row(row)
+        if seen != rows:
+            raise FuserlError(f"the file holds {seen} rows, its manifest says {rows}", where=str(path), hint="write the data set again")
+
+
+def parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """Rows of one parquet file.
+
+    Raises:
+        FuserlError: it is missing or half-written.
+    """
+    try:
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=1000):
+                yield from batch.to_pylist()
+    except (OSError, pa.ArrowException) as error:
+        raise FuserlError(
+            f"the parquet file is missing or half-written ({str(error).splitlines()[0]})",
+            where=str(path),
+            hint="copy or write it again; a parquet file that was cut short cannot be read in part",
+        ) from error
+
+
+def _to_row(group: PromptGroup) -> dict[str, Any]:
+    return {
+        "prompt_id": group.id,
+        "prompt": [{"role": message.role, "content": message.content} for message in group.prompt],
+        "domain": group.domain,
+        "reference": group.reference,
+        "responses": [
+            {
+                "source": r.source,
+                "sample": r.sample,
+                "text": r.text,
+                "reward": r.reward,
+                "verdict": r.verdict,
+                "weight": r.weight,
+                "finish_reason": r.finish_reason,
+                "sampling": json.dumps(dict(r.sampling)) if r.sampling is not None else None,
+                "extra": json.dumps(dict(r.extra)) if r.extra else None,
+            }
+            for r in group.responses
+        ],
+        "extra": json.dumps(dict(group.extra)) if group.extra else None,
+    }
+
+
+def _from_row(row: dict[str, Any]) -> PromptGroup:
+    def loads(text: str | None, empty: Any) -> Any:
+        return json.loads(text) if text else empty
+
+    responses = tuple(
+        Response(**r | {"sampling": loads(r["sampling"], None), "extra": loads(r["extra"], {})}) for r in row["responses"]
+    )
+    prompt = tuple(Message(**message) for message in row["prompt"])
+    return PromptGroup(row["prompt_id"], prompt, responses, row["domain"], row["reference"], loads(row["extra"], {}))

@@ -1,0 +1,48 @@
+"""Written out for TRL: prompt, chosen, rejected, as conversations, so that a peer trains on the same pairs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from fuserl.errors import FuserlError
+from fuserl.records.manifest import write_text_atomically
+from fuserl.records.schema import PromptGroup, Response
+
+
+def write_preferences(groups: Iterable[PromptGroup], path: str | Path, *, pairs: str = "per_source") -> int:
+    """Write JSON lines of TRL's preference format.
+
+    Args:
+        pairs: `per_source` best against worst of every source, `best_source` of the source that owns the best.
+
+    Returns:
+        The number of pairs.
+    """
+    if pairs not in ("per_source", "best_source"):
+        raise FuserlError(f"there is no pairing `{pairs}`", hint="one of per_source, best_source")
+    rows = []
+    for group in groups:
+        prompt = [{"role": message.role, "content": message.content} for message in group.prompt]
+        for chosen, rejected in pairs_of(group, pairs):
+            sides = {
+                name: [{"role": "assistant", "content": side.text}]
+                for name, side in (("chosen", chosen), ("rejected", rejected))
+            }
+            rows.append(json.dumps({"prompt": prompt, **sides, "source": chosen.source}, ensure_ascii=False))
+    write_text_atomically(Path(path), "".join(row + "\n" for row in rows))
+    return len(rows)
+
+
+def pairs_of(group: PromptGroup, pairs: str) -> Iterator[tuple[Response, Response]]:
+    """Best and worst inside a source, where their rewards differ; the first of equals."""
+    scored = [response for response in group.responses if response.reward is not None]
+    if not scored:
+        return
+    owner = max(scored, key=lambda response: response.reward).source
+    for source in dict.fromkeys(response.source for response in scored):
+        own = [response for response in scored if response.source == source]
+        best, worst = (choose(own, key=lambda response: response.reward) for choose in (max, min))
+        if best.reward > worst.reward and (pairs == "per_source" or source == owner):
+            yield best, worst

@@ -1,0 +1,140 @@
+"""A pack as one flat stream: prompt, its unique responses, the next prompt, ...
+
+    tokens    p p p | a a | b b b | q q | c c
+    group     0 0 0   0 0   0 0 0   1 1   1 1
+    branch    0 0 0   1 1   2 2 2   0 0   1 1      0 = the shared prompt
+    position  0 1 2   3 4   3 4 5   0 1   2 3      each branch continues its prompt
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from fuserl.tokens.plan import first_of_kind
+from fuserl.tokens.store import TokenStore
+
+
+class GroupBatch(NamedTuple):
+    """One pack: T tokens, R trained tokens, P prompts by K responses."""
+
+    input_ids: Int[Tensor, " T"]
+    position_ids: Int[Tensor, " T"]
+    group: Int[Tensor, " T"]
+    branch: Int[Tensor, " T"]
+    predict: Int[Tensor, " R"]  # where in the stream the hidden state lies that predicts ...
+    labels: Int[Tensor, " R"]  # ... this token ...
+    owner: Int[Tensor, " R"]  # ... of this unique response
+    row: Int[Tensor, "P K"]  # unique response of each table entry; -1 where there is none
+    reference_logps: Float[Tensor, "P K"]
+    rewards: Float[Tensor, "P K"]
+    given: Float[Tensor, "P K"]
+    num_tokens: Int[Tensor, "P K"]
+    source: Int[Tensor, "P K"]
+    valid: Bool[Tensor, "P K"]
+    index: Int[Tensor, " P"]  # rows of the store
+    count_in_step: Float[Tensor, ""]  # denominator of the whole optimiser step
+    progress: Float[Tensor, ""]  # share of the run's steps done before this one
+
+
+def collate(
+    store: TokenStore,
+    groups: Sequence[int],
+    used: np.ndarray,
+    *,
+    reference: np.ndarray | None = None,
+    count_in_step: float = 1.0,
+    progress: float = 0.0,
+    truncate: int | None = None,
+) -> GroupBatch:
+    """Lay out the used responses of some groups.
+
+    Args:
+        groups: rows of the store.
+        used: [N, K], which responses to compute.
+        reference: [N, K] reference log-probs, nats; zeros where None.
+        truncate: cut responses so that prompt and response have at most so many tokens.
+    """
+    rows = np.asarray(groups, dtype=np.int64)
+    valid = np.asarray(used[rows] & store.valid[rows], dtype=bool)
+    first = first_of_kind(store, used, rows)
+    kind = np.asarray(store.duplicate_of)[rows]
+    stream = _Stream()
+    table = np.full(valid.shape, -1, dtype=np.int64)
+    num_tokens = np.zeros(valid.shape, dtype=np.int64)
+    for number, row in enumerate(rows):
+        prompt = stream.add_prompt(store.prompt(row), number)
+        owner_of_kind: dict[int, tuple[int, int]] = {}
+        for column in np.flatnonzero(valid[number]):
+            if first[number, column]:
+                room = None if truncate is None else truncate - len(store.prompt(row))
+                branch, lead = store.branch(row, column)[:room], int(store.untrained[row, column])
+                owner_of_kind[int(kind[number, column])] = stream.add_branch(prompt, branch, lead), max(0, len(branch) - lead)
+            table[number, column], num_tokens[number, column] = owner_of_kind[int(kind[number, column])]
+    width = max(1, int(np.flatnonzero(np.asarray(store.valid)[rows].any(axis=0)).max(initial=0)) + 1)
+
+    def column_of(values: np.ndarray) -> Tensor:
+        return torch.from_numpy(np.array(values[:, :width]))
+
+    reference_rows = np.zeros(valid.shape) if reference is None else np.asarray(reference)[rows]
+    return GroupBatch(
+        **stream.tensors(),
+        row=column_of(table),
+        reference_logps=column_of(reference_rows.astype(np.float64)),
+        rewards=column_of(np.asarray(store.rewards)[rows].astype(np.float64)),
+        given=column_of(np.asarray(store.given)[rows].astype(np.float64)),
+        num_tokens=column_of(num_tokens),
+        source=column_of(np.asarray(store.source)[rows].astype(np.int64).clip(min=0)),
+        valid=column_of(valid),
+        index=torch.from_numpy(rows),
+        count_in_step=torch.tensor(count_in_step, dtype=torch.float64),
+        progress=torch.tensor(progress, dtype=torch.float64),
+    )
+
+
+class _Stream:
+    """Grows the flat arrays of a pack."""
+
+    def __init__(self) -> None:
+        self.parts: dict[str, list[np.ndarray]] = {
+            name: [] for name in ("input_ids", "position_ids", "group", "branch", "predict", "labels", "owner")
+        }
+        self.length, self.owners, self.branches = 0, 0, 0
+
+    def add_prompt(self, tokens: np.ndarray, group: int) -> tuple[int, int, int]:
+        """(group, length, index of the last token) of the prompt just laid down."""
+        self.branches = 0
+        self._extend(tokens, 0, group, 0)
+        return group, len(tokens), self.length - 1
+
+    def add_branch(self, prompt: tuple[int, int, int], tokens: np.ndarray, untrained: int) -> int:
+        """Lay down a unique response; its number among all of the pack."""
+        group, prompt_length, last = prompt
+        self.branches += 1
+        begin = self.length
+        self._extend(tokens, prompt_length, group, self.branches)
+        before = np.arange(begin - 1, begin + len(tokens) - 1)
+        before[:1] = last  # the first token is predicted by the prompt's last hidden state
+        self.parts["predict"].append(before[untrained:])
+        self.parts["labels"].append(np.asarray(tokens[untrained:], dtype=np.int64))
+        self.parts["owner"].append(np.full(max(0, len(tokens) - untrained), self.owners))
+        self.owners += 1
+        return self.owners - 1
+
+    def _extend(self, tokens: np.ndarray, position: int, group: int, branch: int) -> None:
+        size = len(tokens)
+        self.parts["input_ids"].append(np.asarray(tokens, dtype=np.int64))
+        self.parts["position_ids"].append(np.arange(position, position + size))
+        self.parts["group"].append(np.full(size, group))
+        self.parts["branch"].append(np.full(size, branch))
+        self.length += size
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All of them as int64."""
+        empty = np.zeros(0, dtype=np.int64)
+        return {name: torch.from_numpy(np.concatenate([empty, *parts])) for name, parts in self.parts.items()}

@@ -1,0 +1,216 @@
+"""The plan: which prompts make an optimiser step, in which pack, on which rank. Known before the first step.
+
+Everything is a pure function of (seed, epoch, step): a resumed run goes on exactly, and no rank needs to ask another.
+"""
+
+from __future__ import annotations
+
+import heapq
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+import numpy as np
+
+from fuserl.errors import FuserlError
+from fuserl.tokens.store import TokenStore
+
+
+@dataclass(frozen=True)
+class Fitting:
+    """Which groups fit, and why the others do not."""
+
+    keep: list[int]  # rows of the store
+    dropped: list[tuple[str, str]]  # (prompt id, why)
+
+
+def fitting(store: TokenStore, used: np.ndarray, *, max_length: int, on_too_long: str) -> Fitting:
+    """Groups whose prompt and longest used response fit in `max_length` tokens.
+
+    Args:
+        on_too_long: `drop` the group and count it; `truncate_response`, which needs a prompt that fits; or `error`.
+
+    Raises:
+        FuserlError: `error`, or an unknown way.
+    """
+    if on_too_long not in ("drop", "truncate_response", "error"):
+        raise FuserlError(
+            f"`{on_too_long}` is no way to treat long groups", where="`data.on_too_long`", hint="drop, truncate_response or error"
+        )
+    prompt = np.asarray(store.prompt_tokens)
+    longest = prompt + np.where(used, store.branch_tokens, 0).max(axis=1)
+    limit = prompt + 1 + np.asarray(store.untrained).max(axis=1) if on_too_long == "truncate_response" else longest
+    too_long = limit > max_length
+    if on_too_long == "error" and too_long.any():
+        row = int(np.argmax(too_long))
+        raise FuserlError(
+            f"{int(too_long.sum())} groups are longer than {max_length} tokens, the first has {int(longest[row])}",
+            where=f"group `{store.ids[row]}`",
+            hint="raise `data.max_length`, or use `data.on_too_long=drop`",
+        )
+    why = f"longer than {max_length} tokens"
+    return Fitting(np.flatnonzero(~too_long).tolist(), [(store.ids[row], why) for row in np.flatnonzero(too_long)])
+
+
+@dataclass(frozen=True)
+class GroupCosts:
+    """Rows of the store that take part, and the tokens each costs: its prompt and its unique used responses."""
+
+    rows: np.ndarray
+    tokens: np.ndarray
+    ids: list[str]
+
+    @classmethod
+    def of(cls, store: TokenStore, used: np.ndarray, rows: np.ndarray, truncate: int | None = None) -> GroupCosts:
+        """Count them."""
+        prompt = np.asarray(store.prompt_tokens)[rows]
+        branches = np.asarray(store.branch_tokens)[rows]
+        if truncate is not None:
+            branches = np.minimum(branches, (truncate - prompt)[:, None])
+        tokens = prompt + np.where(first_of_kind(store, used, rows), branches, 0).sum(axis=1)
+        return cls(rows, tokens, [store.ids[row] for row in rows])
+
+
+def first_of_kind(store: TokenStore, used: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """[len(rows), K]: used responses that are no copy of an earlier used one of their group."""
+    kind = np.where(used[rows] & store.valid[rows], store.duplicate_of[rows], -1)
+    first = kind >= 0
+    for column in range(1, kind.shape[1]):
+        first[:, column] &= ~(kind[:, :column] == kind[:, column : column + 1]).any(axis=1)
+    return first
+
+
+@dataclass(frozen=True)
+class Pack:
+    """Groups (rows of the store) that are computed together; may be empty."""
+
+    groups: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One optimiser step."""
+
+    prompts: tuple[int, ...]
+    packs: tuple[tuple[Pack, ...], ...]  # [rank][position]
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """All optimiser steps of a run. Every step has `packs_per_step` packs on every rank."""
+
+    costs: GroupCosts
+    batch_size: int
+    max_tokens: int
+    ranks: int
+    seed: int
+    steps: int
+    shuffle: bool
+    packs_per_step: int
+    _cache: dict[int, Step] = field(default_factory=dict, repr=False)
+
+    @property
+    def rows(self) -> np.ndarray:
+        """Rows of the store that take part."""
+        return self.costs.rows
+
+    def step(self, number: int) -> Step:
+        """The step's prompts and packs."""
+        if number not in self._cache:
+            self._cache.clear()
+            chosen = chosen_at(self, number)
+            bins = pack(self.costs.tokens[chosen], self.packs_per_step * self.ranks, self.max_tokens)
+            rows = self.costs.rows[chosen]
+            packs = [Pack(tuple(int(rows[index]) for index in sorted(members))) for members in bins]
+            by_rank = tuple(tuple(packs[rank :: self.ranks]) for rank in range(self.ranks))
+            self._cache[number] = Step(tuple(map(int, rows)), by_rank)
+        return self._cache[number]
+
+    def tokens_of_step(self, number: int) -> int:
+        """Tokens that all ranks compute."""
+        return int(self.costs.tokens[chosen_at(self, number)].sum())
+
+
+def chosen_at(plan: Plan, number: int) -> np.ndarray:
+    """Positions in `plan.costs` of the step's prompts."""
+    a_epoch = -(-len(plan.costs.rows) // plan.batch_size)
+    epoch, step = divmod(number, a_epoch)
+    order = epoch_order(len(plan.costs.rows), plan.seed, epoch, plan.shuffle)
+    return order[step * plan.batch_size : (step + 1) * plan.batch_size]
+
+
+@lru_cache(maxsize=4)
+def epoch_order(size: int, seed: int, epoch: int, shuffle: bool) -> np.ndarray:
+    """Order of the prompts in one epoch: a pure function of its arguments."""
+    return np.random.default_rng([seed, epoch]).permutation(size) if shuffle else np.arange(size)
+
+
+def make_plan(
+    costs: GroupCosts,
+    *,
+    batch_size: int,
+    max_tokens: int,
+    ranks: int,
+    seed: int,
+    epochs: int,
+    max_steps: int | None = None,
+    shuffle: bool = True,
+) -> Plan:
+    """Cut a run into steps and packs.
+
+    Args:
+        batch_size: prompts an optimiser step; the last of an epoch may be smaller.
+        max_tokens: of one pack.
+        max_steps: wins over `epochs`.
+
+    Raises:
+        FuserlError: a number is not positive, or one group alone is larger than a pack.
+    """
+    for name, value in (("batch_size", batch_size), ("max_epochs", epochs), ("max_steps", max_steps or 1), ("trainer.devices", ranks)):
+        if value < 1:
+            raise FuserlError(f"`{name}` must be at least 1, not {value}", where=f"`{name}`")
+    largest = int(costs.tokens.argmax())
+    if costs.tokens[largest] > max_tokens:
+        raise FuserlError(
+            f"one group alone has {int(costs.tokens[largest])} tokens, a pack may have {max_tokens}",
+            where=f"group `{costs.ids[largest]}`",
+            hint="raise `trainer.max_tokens`, or lower `data.max_length`",
+        )
+    steps = max_steps or epochs * -(-len(costs.rows) // batch_size)
+    draft = Plan(costs, batch_size, max_tokens, ranks, seed, steps, shuffle, packs_per_step=1)
+    needed = max(_bins_needed(costs.tokens[chosen_at(draft, number)], max_tokens) for number in range(steps))
+    return Plan(costs, batch_size, max_tokens, ranks, seed, steps, shuffle, packs_per_step=-(-needed // ranks))
+
+
+def _bins_needed(tokens: np.ndarray, max_tokens: int) -> int:
+    return 1 if tokens.sum() <= max_tokens else len(first_fit(tokens, max_tokens))
+
+
+def first_fit(tokens: np.ndarray, max_tokens: int) -> list[list[int]]:
+    """First-fit decreasing: few bins, each at most `max_tokens`."""
+    bins: list[list[int]] = []
+    room: list[int] = []
+    for index in np.argsort(-tokens, kind="stable"):
+        cost = int(tokens[index])
+        at = next((number for number, free in enumerate(room) if free >= cost), None)
+        if at is None:
+            bins.append([])
+            room.append(max_tokens)
+            at = len(bins) - 1
+        bins[at].append(int(index))
+        room[at] -= cost
+    return bins
+
+
+def pack(tokens: np.ndarray, count: int, max_tokens: int) -> list[list[int]]:
+    """Exactly `count` bins of near equal cost (largest first into the emptiest), each at most `max_tokens`."""
+    heap = [(0, number) for number in range(count)]
+    bins: list[list[int]] = [[] for _ in range(count)]
+    for index in np.argsort(-tokens, kind="stable"):
+        cost, number = heapq.heappop(heap)
+        bins[number].append(int(index))
+        heapq.heappush(heap, (cost + int(tokens[index]), number))
+    if max(cost for cost, _ in heap) > max_tokens:
+        bins = first_fit(tokens, max_tokens)
+        bins += [[] for _ in range(count - len(bins))]
+    return bins
+

@@ -1,0 +1,1 @@
+"""Verbs that train: thin Lightning modules around the mathematics of the rooms below."""

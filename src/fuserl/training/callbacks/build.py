@@ -1,0 +1,81 @@
+"""The callbacks of a run, built from its configuration."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hydra.utils import get_method
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
+from omegaconf import DictConfig
+
+from fuserl.training.callbacks.guards import CollapseAlarm, FirstStepCheck, NonFiniteStop
+from fuserl.training.callbacks.watch import Probe, SampleProbe, Throughput
+from fuserl.training.folder import RunFolder
+from fuserl.training.setup import Setup
+
+
+@dataclass(frozen=True)
+class Watchers:
+    """All callbacks, and the ones whose results the summary needs."""
+
+    callbacks: list[Callback]
+    throughput: Throughput
+    alarm: CollapseAlarm
+    val_every: int  # optimiser steps
+
+
+def watchers(cfg: DictConfig, setup: Setup, folder: RunFolder) -> Watchers:
+    """In the order in which Lightning calls them: the probe samples before the alarm looks."""
+    plan = setup.prepared.train.plan
+    num_parameters = sum(weight.numel() for weight in setup.policy.parameters())
+    throughput = Throughput(plan.tokens_of_step, num_parameters, cfg.trainer.log_every)
+    alarm = CollapseAlarm(**cfg.alarm)
+    callbacks = [
+        FirstStepCheck(cfg.trainer.first_step_tolerance),
+        NonFiniteStop(),
+        throughput,
+        *_probe(cfg, setup, folder),
+        alarm,
+        _checkpoints(folder, _every(cfg.trainer.checkpoint_every, plan.steps)),
+        *([RichProgressBar()] if cfg.trainer.progress_bar else []),
+    ]
+    return Watchers(callbacks, throughput, alarm, min(plan.steps, _every(cfg.trainer.val_every, plan.steps)))
+
+
+def _every(value: int | str, steps: int) -> int:
+    return max(1, steps // 8) if value == "auto" else int(value)
+
+
+def _checkpoints(folder: RunFolder, every: int) -> ModelCheckpoint:
+    """The newest checkpoint; the one before it goes only after the new one is whole."""
+    return ModelCheckpoint(
+        dirpath=folder.checkpoints,
+        filename="step-{step}",
+        auto_insert_metric_name=False,
+        every_n_train_steps=every,
+        save_top_k=1,
+        save_on_train_epoch_end=False,
+        enable_version_counter=False,
+    )
+
+
+def _probe(cfg: DictConfig, setup: Setup, folder: RunFolder) -> list[Callback]:
+    groups = setup.prepared.validation_groups[: cfg.probe.prompts]
+    if not groups:
+        return []
+    probes = [
+        Probe(group.id, group.prompt[-1].content, setup.template.encode_prompt(group.prompt), group.reference)
+        for group in groups
+    ]
+    return [
+        SampleProbe(
+            probes,
+            decode=lambda tokens: setup.tokenizer.decode(tokens, skip_special_tokens=True),
+            stop_ids=setup.template.stop_ids,
+            path=folder.samples,
+            max_new_tokens=cfg.probe.max_new_tokens,
+            temperature=cfg.probe.temperature,
+            seed=cfg.seed,
+            score=get_method(cfg.probe.score) if cfg.probe.score else None,
+        )
+    ]

@@ -1,0 +1,112 @@
+"""Callbacks that stop a run, or warn, before more time is lost."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback
+
+from fuserl.errors import FuserlError
+from fuserl.training.datamodule import GroupDataModule
+from fuserl.training.first_step import check_first_pack
+from fuserl.training.group_module import GroupModule
+
+
+class FirstStepCheck(Callback):
+    """Refuses to train when policy and reference disagree before the first step (traps of masks and dropout)."""
+
+    def __init__(self, tolerance: float) -> None:
+        self.tolerance = tolerance
+
+    def on_train_start(self, trainer: L.Trainer, module: GroupModule) -> None:
+        """Score one pack without gradients and compare."""
+        if trainer.global_step == 0 and module.objective.uses_reference:
+            data: GroupDataModule = trainer.datamodule
+            batch = trainer.strategy.batch_to_device(data.pack(0, 0, trainer.global_rank))
+            check_first_pack(module.policy, module.score, module.objective, batch, tolerance=self.tolerance)
+
+
+class NonFiniteStop(Callback):
+    """Stops before a NaN or infinite gradient reaches the weights, and names the groups of the step."""
+
+    def on_before_optimizer_step(self, trainer: L.Trainer, module: GroupModule, optimizer: Any) -> None:
+        """Look at the norm of all gradients, which is also what the run logs."""
+        gradients = [weight.grad for weight in module.parameters() if weight.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        if not torch.isfinite(norm):
+            data: GroupDataModule = trainer.datamodule
+            raise FuserlError(
+                f"the gradient of optimiser step {trainer.global_step} is not finite",
+                where=f"groups {', '.join(data.names_of_step(trainer.global_step))}",
+                hint="lower `optimizer.lr`, look at these groups' rewards and lengths, or train in bf16-mixed or 32-true",
+            )
+        module.latest["train/grad_norm"] = float(norm)
+
+
+class CollapseAlarm(Callback):
+    """Warns when the chosen side loses probability, or sampled answers grow, go unfinished, or score worse.
+
+    The loss and the pair accuracy do not warn of a collapse: they improve through it.
+
+    Args:
+        chosen_drop: fall of `val/chosen_logps_per_token` (nats a token) against the first validation.
+        length_growth: factor of the sampled answers' length.
+        unfinished_rise: rise of the share of sampled answers without an end.
+        score_drop: fall of the sampled score, as a share of the first one.
+        stop: end the run at the first alarm instead of going on.
+    """
+
+    def __init__(
+        self, *, chosen_drop: float, length_growth: float, unfinished_rise: float, score_drop: float, stop: bool
+    ) -> None:
+        self.chosen_drop, self.length_growth = chosen_drop, length_growth
+        self.unfinished_rise, self.score_drop, self.stop = unfinished_rise, score_drop, stop
+        self.first: dict[str, float] = {}
+        self.alarms: list[dict[str, Any]] = []
+
+    def on_validation_end(self, trainer: L.Trainer, module: GroupModule) -> None:
+        """Compare the newest validation and probe with the first ones."""
+        for metric, now in module.latest.items():
+            self.first.setdefault(metric, now)
+        for what in self.complaints(module.latest):
+            self._raise_alarm(trainer, module, what)
+
+    def complaints(self, latest: dict[str, float]) -> list[str]:
+        """One sentence for each sign of a collapse."""
+
+        def change(metric: str) -> tuple[float, float]:
+            return self.first.get(metric, math.nan), latest.get(metric, math.nan)
+
+        found = []
+        then, now = change("val/chosen_logps_per_token")
+        if then - now > self.chosen_drop:
+            found.append(f"chosen log-probs fell from {then:.2f} to {now:.2f} nats a token")
+        then, now = change("probe/tokens")
+        if now > self.length_growth * then:
+            found.append(f"sampled answers grew from {then:.1f} to {now:.1f} tokens")
+        then, now = change("probe/unfinished")
+        if now - then > self.unfinished_rise:
+            found.append(f"unfinished answers rose from {then:.0%} to {now:.0%}")
+        then, now = change("probe/score")
+        if then - now > self.score_drop * abs(then):
+            found.append(f"the sampled score fell from {then:.3f} to {now:.3f}")
+        return found
+
+    def _raise_alarm(self, trainer: L.Trainer, module: GroupModule, what: str) -> None:
+        self.alarms.append({"step": trainer.global_step, "what": what})
+        module.publish({"alarms": float(len(self.alarms))})
+        module.print(f"ALARM at step {trainer.global_step}: {what}. Lower `optimizer.lr`, or give `objective.loss.nll` "
+                     "or `objective.loss.kl` a weight.")  # fmt: skip
+        if self.stop:
+            trainer.should_stop = True
+
+    def state_dict(self) -> dict[str, Any]:
+        """The first values, so that a resumed run compares with the same ones."""
+        return {"first": self.first, "alarms": self.alarms}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """After a resume."""
+        self.first, self.alarms = dict(state_dict["first"]), list(state_dict["alarms"])

@@ -1,0 +1,21 @@
+"""Checkpoints that a kill cannot halve."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes beside the target and renames, so that a checkpoint is whole or absent."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        """Write, flush to the disk, rename."""
+        part = Path(path).with_suffix(".part")
+        super().save_checkpoint(checkpoint, part, storage_options)
+        with part.open("rb") as file:
+            os.fsync(file.fileno())
+        part.replace(path)

@@ -1,0 +1,118 @@
+"""The LightningDataModule: packs of the plan, in order, from any step on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sized
+from dataclasses import dataclass
+from typing import Any
+
+import lightning as L
+import numpy as np
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from fuserl.tokens.collate import GroupBatch, collate
+from fuserl.tokens.plan import Plan
+from fuserl.tokens.store import TokenStore
+
+
+@dataclass(frozen=True)
+class Split:
+    """One tokenised split and what a run reads of it."""
+
+    store: TokenStore
+    used: np.ndarray  # [N, K] bool: responses whose log-probs are needed
+    count: np.ndarray  # [N] each prompt's share of the denominator
+    plan: Plan
+    reference: np.ndarray | None = None  # [N, K] summed reference log-probs, nats
+    truncate: int | None = None  # tokens of prompt and response, where responses are cut
+
+    def pack(self, step: int, position: int, rank: int) -> GroupBatch:
+        """Pack number `position` of an optimiser step, as `rank` sees it."""
+        planned = self.plan.step(step)
+        groups = planned.packs[rank][position].groups
+        count = float(self.count[list(planned.prompts)].sum())
+        return collate(
+            self.store,
+            groups or (min(planned.prompts, key=lambda row: self.cost(row)),),
+            self.used if groups else np.zeros_like(self.used),
+            reference=self.reference,
+            count_in_step=count if count > 0 else 1.0,
+            progress=step / max(1, self.plan.steps),
+            truncate=self.truncate,
+        )
+
+    def cost(self, row: int) -> int:
+        """Tokens of the group with everything it has."""
+        return int(self.store.prompt_tokens[row] + self.store.branch_tokens[row].sum())
+
+
+class _Packs(Dataset):
+    """All packs of one rank; number j is pack j % A of step j // A."""
+
+    def __init__(self, split: Split, rank: int) -> None:
+        self.split, self.rank = split, rank
+
+    def __len__(self) -> int:
+        return self.split.plan.steps * self.split.plan.packs_per_step
+
+    def __getitem__(self, number: int) -> GroupBatch:
+        step, position = divmod(number, self.split.plan.packs_per_step)
+        return self.split.pack(step, position, self.rank)
+
+
+class _From(Sampler[int]):
+    """Counts up from `start`; its length stays the whole run's, because Lightning counts finished packs itself."""
+
+    def __init__(self, packs: Sized, start: int) -> None:
+        self.packs, self.start = packs, start
+
+    def __len__(self) -> int:
+        return len(self.packs)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(self.start, len(self.packs)))
+
+
+class GroupDataModule(L.LightningDataModule):
+    """Training and validation packs. The whole run is one Lightning epoch: the plan knows the epochs.
+
+    Args:
+        start_step: optimiser steps that an earlier process has done (exact resume).
+        num_workers: loader processes; packs are built while the device computes.
+    """
+
+    def __init__(self, train: Split, validation: Split | None, *, start_step: int, num_workers: int) -> None:
+        super().__init__()
+        self.train, self.validation = train, validation
+        self.start_step, self.num_workers = start_step, num_workers
+
+    def train_dataloader(self) -> DataLoader:
+        """From the first pack of `start_step` to the end of the run."""
+        packs = _Packs(self.train, self._rank)
+        return self._loader(packs, _From(packs, self.start_step * self.train.plan.packs_per_step))
+
+    def val_dataloader(self) -> DataLoader | list:
+        """The validation split, once, in order."""
+        return self._loader(_Packs(self.validation, self._rank), None) if self.validation else []
+
+    def pack(self, step: int, position: int, rank: int) -> GroupBatch:
+        """One training pack."""
+        return self.train.pack(step, position, rank)
+
+    def names_of_step(self, step: int) -> list[str]:
+        """Prompt ids of one optimiser step."""
+        return [str(self.train.store.ids[row]) for row in self.train.plan.step(step).prompts]
+
+    @property
+    def _rank(self) -> int:
+        return self.trainer.global_rank if self.trainer else 0
+
+    def _loader(self, packs: Dataset, sampler: Any) -> DataLoader:
+        return DataLoader(
+            packs,
+            batch_size=None,
+            sampler=sampler,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
+        )

@@ -1,0 +1,125 @@
+"""A run's folder: named by content, locked while in use, complete when `summary.json` says so."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from fuserl.errors import FuserlError
+from fuserl.records.manifest import write_text_atomically
+
+# Settings that may change between a kill and its resume: they do not change what is computed.
+FREE = ("output", "resume", "logger", "trainer.accelerator", "trainer.devices", "trainer.progress_bar", "cache")
+
+
+def plain(cfg: DictConfig) -> dict[str, Any]:
+    """The resolved configuration as plain data."""
+    return OmegaConf.to_container(cfg, resolve=True)  # type: ignore[return-value]
+
+
+def decisive(config: Mapping[str, Any]) -> dict[str, Any]:
+    """`dotted.key -> value` of everything that decides the result."""
+    flat = dict(leaves(config))
+    return {key: value for key, value in flat.items() if not any(key == f or key.startswith(f + ".") for f in FREE)}
+
+
+def leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every leaf of a nested mapping with its dotted key; lists are leaves."""
+    if isinstance(node, Mapping) and node:
+        for key, value in node.items():
+            yield from leaves(value, f"{prefix}.{key}" if prefix else str(key))
+    else:
+        yield prefix, node
+
+
+def digest(verb: str, config: Mapping[str, Any]) -> str:
+    """Same verb and settings, same name; anything else, another.
+
+    >>> digest("train", {"seed": 0, "output": "a"}) == digest("train", {"seed": 0, "output": "b"})
+    True
+    """
+    content = json.dumps([verb, decisive(config)], sort_keys=True, ensure_ascii=False, default=str)
+    return f"{verb}-{hashlib.sha256(content.encode()).hexdigest()[:12]}"
+
+
+class RunFolder:
+    """Paths of one run and what may be done with them."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.config, self.summary = self.path / "config.yaml", self.path / "summary.json"
+        self.metrics, self.samples = self.path / "metrics.csv", self.path / "samples.jsonl"
+        self.checkpoints, self.model = self.path / "checkpoints", self.path / "model"
+
+    def open(self, cfg: DictConfig) -> None:
+        """Make the folder and write the resolved configuration.
+
+        Raises:
+            FuserlError: the folder cannot be written, or holds a run with other settings.
+        """
+        config = plain(cfg)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            if self.config.exists():
+                self._check_same(config)
+            write_text_atomically(self.config, OmegaConf.to_yaml(OmegaConf.create(config)))
+        except OSError as error:
+            raise FuserlError(
+                f"the output folder cannot be written: {error.strerror or error}",
+                where=str(self.path),
+                hint="give another one with `output=DIR`",
+            ) from error
+
+    def _check_same(self, config: Mapping[str, Any]) -> None:
+        before = decisive(plain(OmegaConf.load(self.config)))  # type: ignore[arg-type]
+        now = decisive(config)
+        changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+        if changed:
+            lines = ", ".join(f"{key}: {before.get(key)!r} -> {now.get(key)!r}" for key in changed[:5])
+            raise FuserlError(
+                f"this folder holds a run with other settings ({lines})",
+                where=str(self.path),
+                hint="give another folder with `output=DIR`, or delete this one to start anew",
+            )
+
+    def finished(self) -> dict[str, Any] | None:
+        """The summary of a complete run, else None."""
+        if not self.summary.exists():
+            return None
+        return json.loads(self.summary.read_text(encoding="utf-8"))
+
+    def last_checkpoint(self) -> Path | None:
+        """The newest checkpoint, by step."""
+        found = list(self.checkpoints.glob("step-*.ckpt"))
+        return max(found, key=lambda path: int(path.stem.split("-")[1]), default=None)
+
+    def forget_samples_after(self, step: int) -> None:
+        """Drop probe answers of steps that a resumed run repeats."""
+        if self.samples.exists():
+            lines = self.samples.read_text(encoding="utf-8").splitlines(keepends=True)
+            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+            write_text_atomically(self.samples, "".join(kept))
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """One process at a time: two jobs in one folder would destroy each other's checkpoints."""
+        with (self.path / ".lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise FuserlError(
+                    "another process is training in this folder",
+                    where=str(self.path),
+                    hint="wait for it, or give another folder with `output=DIR`",
+                ) from error
+            file.write(str(os.getpid()))
+            file.flush()
+            yield

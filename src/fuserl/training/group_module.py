@@ -1,0 +1,135 @@
+"""The LightningModule for every objective: it scores packs, calls the objective, and steps. No mathematics here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from fuserl.models.scoring import table
+from fuserl.objectives.terms import GroupScores, Objective, Pairs, Totals
+from fuserl.tokens.collate import GroupBatch
+from fuserl.training.metrics import Slices, Tally, tally
+
+
+@dataclass(frozen=True)
+class Report:
+    """How scores are measured."""
+
+    slices: Slices
+    train_domain: Tensor  # [rows of the training store], positions in slices.domains
+    validation_domain: Tensor  # the same for the validation store
+    pairs: Callable[[GroupScores], Pairs]  # what validation compares, also for objectives without pairs
+
+
+class GroupModule(L.LightningModule):
+    """A policy trained on groups. The reference is never held here: its log-probs come with the batch.
+
+    Args:
+        policy: a causal language model.
+        score: `score(policy, batch) -> [U]`, summed log-probs of the pack's unique responses.
+        optimizer: `optimizer(model) -> (optimizer, per-step schedule)`.
+        report: what to measure.
+        log_every: optimiser steps between two rows of training metrics.
+    """
+
+    def __init__(
+        self,
+        policy: torch.nn.Module,
+        score: Callable[[torch.nn.Module, GroupBatch], Tensor],
+        objective: Objective,
+        optimizer: Callable[[torch.nn.Module], tuple[Any, Any]],
+        report: Report,
+        log_every: int,
+    ) -> None:
+        super().__init__()
+        self.policy, self.score, self.objective, self.optimizer = policy, score, objective, optimizer
+        self.report, self.log_every = report, log_every
+        self.seen = Tally.empty(report.slices)
+        self.latest: dict[str, float] = {}  # the newest value of every metric, for callbacks and the summary
+
+    def training_step(self, batch: GroupBatch, batch_index: int) -> Tensor:
+        """Loss of one pack over the denominator of its whole optimiser step.
+
+        Lightning divides by the number of packs and averages over ranks; multiplying by both cancels that exactly.
+        """
+        totals = self._measured(batch, self.objective.pairs, self.report.train_domain)
+        share = self.trainer.accumulate_grad_batches * self.trainer.world_size
+        return totals.sum.sum() / batch.count_in_step * share
+
+    def validation_step(self, batch: GroupBatch, batch_index: int) -> None:
+        """Add one pack to what this validation has seen."""
+        self._measured(batch, self.report.pairs, self.report.validation_domain)
+
+    def _measured(self, batch: GroupBatch, pairs: Callable | None, domain: Tensor) -> Totals:
+        scores = table(batch, self.score(self.policy, batch))
+        totals = self.objective.loss(scores, progress=self.progress)
+        detached = scores._replace(policy_logps=scores.policy_logps.detach())
+        self.seen += tally(
+            detached,
+            totals,
+            pairs(detached) if pairs else None,
+            domain.to(self.device)[batch.index],
+            self.report.slices,
+            against_reference=self.objective.uses_reference,
+        )
+        return totals
+
+    @property
+    def progress(self) -> float:
+        """Share of the run's optimiser steps that are done, [0, 1)."""
+        return self.global_step / max(1, self.trainer.max_steps)
+
+    def on_train_start(self) -> None:
+        """Start counting."""
+        self.seen = Tally.empty(self.report.slices, self.device)
+
+    def on_train_batch_end(self, outputs: Any, batch: GroupBatch, batch_index: int) -> None:
+        """Publish the training metrics every `log_every` optimiser steps."""
+        step_done = (batch_index + 1) % self.trainer.accumulate_grad_batches == 0
+        if step_done and (self.global_step % self.log_every == 0 or self.global_step == self.trainer.max_steps):
+            self.publish(self._take("train"))
+
+    def on_validation_epoch_start(self) -> None:
+        """Set the unfinished training counts aside, so that validation does not mix with them."""
+        self._set_aside = self.seen
+        self.seen = Tally.empty(self.report.slices, self.device)
+
+    def on_validation_epoch_end(self) -> None:
+        """Publish the validation metrics."""
+        metrics = self._take("val")
+        self.seen = self._set_aside
+        if not self.trainer.sanity_checking:
+            self.publish(metrics)
+            self.log_dict({k: v for k, v in metrics.items() if k.count("/") == 1}, logger=False)
+
+    def _take(self, prefix: str) -> dict[str, float]:
+        seen, self.seen = self.seen, Tally.empty(self.report.slices, self.device)
+        total = Tally(*(self.trainer.strategy.reduce(part, reduce_op="sum") for part in (seen.sum, seen.count)))
+        return total.means(self.report.slices, prefix)
+
+    def publish(self, metrics: dict[str, float]) -> None:
+        """Hand metrics of the present optimiser step to every logger and keep the newest values."""
+        self.latest.update(metrics)
+        for logger in self.trainer.loggers:
+            logger.log_metrics(metrics, step=self.global_step)
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """Lightning's form of (optimizer, schedule a step)."""
+        optimizer, schedule = self.optimizer(self.policy)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep trained weights only; frozen ones come back with the base model."""
+        frozen = {f"policy.{name}" for name, weight in self.policy.named_parameters() if not weight.requires_grad}
+        state = checkpoint["state_dict"]
+        checkpoint["state_dict"] = {name: state[name] for name in state if name not in frozen}
+
+    @property
+    def strict_loading(self) -> bool:
+        """A checkpoint without frozen weights is complete."""
+        return all(weight.requires_grad for weight in self.policy.parameters())

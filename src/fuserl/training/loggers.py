@@ -1,0 +1,70 @@
+"""`metrics.csv`: one row a logged step, complete after every row, continued after a resume."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+from hydra.utils import instantiate
+from lightning.pytorch.loggers.logger import Logger
+from lightning.pytorch.utilities import rank_zero_only
+from omegaconf import DictConfig
+
+from fuserl.training.folder import RunFolder
+
+
+class MetricsCsv(Logger):
+    """Rows merge by step; columns grow as metrics appear. The file is replaced as a whole, so a kill never halves it.
+
+    Lightning's own CSVLogger names folders by version and forgets earlier rows on resume, so this is ours.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        super().__init__()
+        self.path = Path(path)
+        self.rows: dict[int, dict[str, Any]] = {}
+        if self.path.exists():
+            with self.path.open(newline="", encoding="utf-8") as file:
+                self.rows = {int(row["step"]): dict(row) for row in csv.DictReader(file) if row.get("step")}
+
+    def forget_after(self, step: int) -> None:
+        """Drop rows of steps that a resumed run is about to repeat."""
+        self.rows = {at: row for at, row in self.rows.items() if at <= step}
+
+    @property
+    def name(self) -> str:
+        return "metrics"
+
+    @property
+    def version(self) -> str:
+        return ""
+
+    @rank_zero_only
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        """The configuration is in `config.yaml`, not here."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        """Add values to the row of `step`."""
+        at = int(step or 0)
+        self.rows.setdefault(at, {"step": at}).update(metrics)
+        self._write()
+
+    def _write(self) -> None:
+        columns = list(dict.fromkeys(["step", *sorted({key for row in self.rows.values() for key in row})]))
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        part = self.path.with_suffix(".csv.part")
+        with part.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, columns)
+            writer.writeheader()
+            writer.writerows(self.rows[at] for at in sorted(self.rows))
+        part.replace(self.path)
+
+
+def make_loggers(cfg: DictConfig, folder: RunFolder, config: dict[str, Any]) -> list[Logger]:
+    """The loggers of `conf/logger` beside `metrics.csv`, told the resolved configuration."""
+    loggers = [instantiate(node, save_dir=str(folder.path)) for node in cfg.values() if node]
+    for logger in loggers:
+        logger.log_hyperparams(config)
+    return loggers

@@ -1,0 +1,146 @@
+"""What is measured: sums and counts in one small table, so that packs and ranks simply add up.
+
+A `Tally` has one row a slice (all prompts, each source, each domain) and one column a metric. Nothing is averaged
+before the last moment, because a mean of means is another number.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from fuserl.objectives.terms import GroupScores, Pairs, Totals
+
+METRICS = (
+    "loss",  # the objective, over its own denominator
+    "nll",  # of the best response of each prompt, nats a token
+    "chosen_logps",  # raw, nats summed over the response
+    "rejected_logps",
+    "chosen_logps_per_token",
+    "rejected_logps_per_token",
+    "margin",  # log-ratios against the reference, or log-probs a token where there is none; nats
+    "accuracy",  # share of pairs with a positive margin
+    "chosen_tokens",
+    "rejected_tokens",
+)
+
+
+class Slices(NamedTuple):
+    """Which slice of the report a prompt's domain and a response's source belong to."""
+
+    sources: tuple[str, ...]
+    domains: tuple[str, ...]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Slice names in row order; the first, empty one is everything."""
+        return ("", *(f"source/{name}" for name in self.sources), *(f"domain/{name}" for name in self.domains))
+
+
+@dataclass
+class Tally:
+    """Sums and counts, [slices, metrics] each; float64, on the device of the model where it has doubles."""
+
+    sum: Float[Tensor, "S M"]
+    count: Float[Tensor, "S M"]
+
+    @classmethod
+    def empty(cls, slices: Slices, device: torch.device | str = "cpu") -> Tally:
+        """All zeros."""
+        dtype = torch.float32 if torch.device(device).type == "mps" else torch.float64
+        zeros = torch.zeros(len(slices.names), len(METRICS), dtype=dtype, device=device)
+        return cls(zeros, zeros.clone())
+
+    def __add__(self, other: Tally) -> Tally:
+        return Tally(self.sum + other.sum, self.count + other.count)
+
+    def means(self, slices: Slices, prefix: str) -> dict[str, float]:
+        """`prefix/metric[/slice]` for everything that was counted at least once."""
+        value, seen = (self.sum / self.count.clamp(min=1e-300)).tolist(), (self.count > 0).tolist()
+        return {
+            f"{prefix}/{metric}" + (f"/{name}" if name else ""): value[row][column]
+            for row, name in enumerate(slices.names)
+            for column, metric in enumerate(METRICS)
+            if seen[row][column]
+        }
+
+
+def best_response(rewards: Float[Tensor, "P K"], valid: Bool[Tensor, "P K"]) -> Int[Tensor, " P"]:
+    """Column of the highest reward (the first of equals; the first valid one where nothing is scored)."""
+    known = torch.where(valid & ~rewards.isnan(), rewards.double(), -1e300)
+    return torch.where(valid, known, -torch.inf).argmax(dim=1)
+
+
+def tally(
+    scores: GroupScores,
+    totals: Totals,
+    pairs: Pairs | None,
+    domain: Int[Tensor, " P"],
+    slices: Slices,
+    *,
+    against_reference: bool,
+) -> Tally:
+    """Measure one pack. `domain` holds each prompt's position in `slices.domains`."""
+    into = Tally.empty(slices, scores.policy_logps.device)
+    first_domain = 1 + len(slices.sources)
+    domain = domain + first_domain
+    present = scores.valid.any(dim=1)
+
+    _add(into, "loss", totals.sum, totals.count, present, [domain])
+
+    best = best_response(scores.rewards, scores.valid)[:, None]
+    best_logps, best_tokens = _at(scores.policy_logps, best), _at(scores.num_tokens, best)
+    _add(into, "nll", -best_logps, best_tokens, present, [domain, _at(scores.source, best) + 1])
+
+    if pairs is not None:
+        _tally_pairs(into, scores, pairs, domain, against_reference=against_reference)
+    return into
+
+
+def _tally_pairs(into: Tally, scores: GroupScores, pairs: Pairs, domain: Tensor, *, against_reference: bool) -> None:
+    keep = pairs.valid
+    where = [domain[:, None].expand_as(keep)[keep], scores.source.gather(1, pairs.chosen)[keep] + 1]
+
+    def column(values: Tensor, index: Tensor) -> Tensor:
+        return values.gather(1, index)[keep].to(into.sum.dtype)
+
+    logps = [column(scores.policy_logps, side) for side in (pairs.chosen, pairs.rejected)]
+    tokens = [column(scores.num_tokens, side) for side in (pairs.chosen, pairs.rejected)]
+    reference = [column(scores.reference_logps, side) for side in (pairs.chosen, pairs.rejected)]
+    per_token = [logp / count.clamp(min=1) for logp, count in zip(logps, tokens, strict=True)]
+    if against_reference:
+        margin = (logps[0] - reference[0]) - (logps[1] - reference[1])
+    else:
+        margin = per_token[0] - per_token[1]
+    one, every = torch.ones_like(margin), torch.ones_like(margin, dtype=torch.bool)
+    values = {
+        "chosen_logps": logps[0],
+        "rejected_logps": logps[1],
+        "chosen_logps_per_token": per_token[0],
+        "rejected_logps_per_token": per_token[1],
+        "margin": margin,
+        "accuracy": (margin > 0).to(margin.dtype),
+        "chosen_tokens": tokens[0],
+        "rejected_tokens": tokens[1],
+    }
+    for name, value in values.items():
+        _add(into, name, value, one, every, where)
+
+
+def _at(values: Tensor, column: Int[Tensor, "P 1"]) -> Tensor:
+    return values.gather(1, column).squeeze(1)
+
+
+def _add(into: Tally, metric: str, value: Tensor, count: Tensor, keep: Tensor, slices: list[Tensor]) -> None:
+    column = METRICS.index(metric)
+    value, count = value.detach()[keep].to(into.sum.dtype), count.detach()[keep].to(into.sum.dtype)
+    into.sum[0, column] += value.sum()
+    into.count[0, column] += count.sum()
+    for rows in slices:
+        rows = rows[keep] if rows.shape == keep.shape else rows
+        into.sum[:, column].index_add_(0, rows, value)
+        into.count[:, column].index_add_(0, rows, count)

@@ -1,0 +1,177 @@
+"""The verb `train`: one configuration in, one folder out."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from omegaconf import DictConfig, OmegaConf
+
+from fuserl.errors import FuserlError
+from fuserl.training import optim
+from fuserl.training.callbacks.build import Watchers, watchers
+from fuserl.training.checkpoints import AtomicCheckpointIO
+from fuserl.training.datamodule import GroupDataModule
+from fuserl.training.export import export_model
+from fuserl.training.folder import RunFolder, digest, plain
+from fuserl.training.group_module import GroupModule
+from fuserl.training.loggers import MetricsCsv, make_loggers
+from fuserl.training.setup import Setup
+from fuserl.training.summary import card, peak_memory_mb, say, summarise, write_manifest_of_run
+
+
+def train(cfg: DictConfig) -> Path:
+    """Train as `conf/train.yaml` says; a finished folder is left alone, an unfinished one is continued.
+
+    Returns:
+        The run's folder, with `model/` and `summary.json` in it.
+
+    Raises:
+        FuserlError: data, settings or environment cannot work; nothing has been trained then.
+    """
+    cfg = cfg.copy()
+    cfg.output = str(cfg.output or Path("runs") / digest("train", plain(cfg)))
+    folder = RunFolder(cfg.output)
+    folder.open(cfg)
+    if folder.finished():
+        say(f"{folder.path} is finished already; nothing to do")
+        return folder.path
+    worker = "LOCAL_RANK" in os.environ
+    if not worker and cfg.trainer.devices > 1:
+        return _launch(cfg, folder)
+    if worker:
+        _run(cfg, folder)
+    else:
+        with folder.locked():
+            _run(cfg, folder)
+    return folder.path
+
+
+def _launch(cfg: DictConfig, folder: RunFolder) -> Path:
+    """Fill the caches in this process, then hand the resolved configuration to torchrun."""
+    with folder.locked():
+        Setup(cfg)
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={cfg.trainer.devices}"]
+        done = subprocess.run([*command, "-m", "fuserl.training.worker", str(folder.config)], check=False)
+    if done.returncode:
+        raise FuserlError(
+            f"a training process ended with status {done.returncode}",
+            where=str(folder.path),
+            hint="its message is above; `resume=auto` (the default) continues from the last checkpoint",
+        )
+    return folder.path
+
+
+def _run(cfg: DictConfig, folder: RunFolder) -> None:
+    """One rank's share of the run, from its set-up to `summary.json`."""
+    setup = Setup(cfg)
+    checkpoint = folder.last_checkpoint() if cfg.resume == "auto" else None
+    start = int(checkpoint.stem.split("-")[1]) if checkpoint else 0
+    csv = MetricsCsv(folder.metrics)
+    csv.forget_after(start if checkpoint else -1)
+    folder.forget_samples_after(start if checkpoint else -1)
+    say(_headline(setup, folder, start))
+
+    module = GroupModule(
+        setup.policy,
+        setup.score,
+        setup.prepared.objective,
+        _optimizer(cfg, setup.prepared.train.plan.steps),
+        setup.report(),
+        cfg.trainer.log_every,
+    )
+    watching = watchers(cfg, setup, folder)
+    loggers = make_loggers(cfg.logger, folder, plain(cfg))
+    trainer = _trainer(cfg, setup, folder, watching, [csv, *loggers])
+    data = GroupDataModule(
+        setup.prepared.train, setup.prepared.validation, start_step=start, num_workers=cfg.trainer.num_workers
+    )
+    done = False
+    try:
+        _fit(trainer, module, data, checkpoint, watching.val_every)
+        if trainer.is_global_zero:
+            _write_results(cfg, setup, folder, csv, watching, trainer)
+        done = True
+    finally:
+        for logger in loggers:
+            logger.finalize("success" if done else "failed")
+
+
+def _optimizer(cfg: DictConfig, num_steps: int) -> partial:
+    settings: dict[str, Any] = OmegaConf.to_container(cfg.optimizer)  # type: ignore[assignment]
+    settings.pop("clip")
+    return partial(optim.adamw, num_steps=num_steps, **settings | {"decay": optim.decay_named(settings["decay"])})
+
+
+def _trainer(cfg: DictConfig, setup: Setup, folder: RunFolder, watching: Watchers, loggers: list) -> L.Trainer:
+    plan = setup.prepared.train.plan
+    return L.Trainer(
+        accelerator=cfg.trainer.accelerator,
+        devices=cfg.trainer.devices,
+        strategy="ddp" if cfg.trainer.devices > 1 else "auto",
+        precision=cfg.trainer.precision,
+        max_epochs=1,
+        max_steps=plan.steps,
+        accumulate_grad_batches=plan.packs_per_step,
+        gradient_clip_val=cfg.optimizer.clip,
+        val_check_interval=watching.val_every * plan.packs_per_step,
+        limit_val_batches=1.0 if setup.prepared.validation else 0,
+        check_val_every_n_epoch=None,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        logger=loggers,
+        callbacks=watching.callbacks,
+        plugins=[AtomicCheckpointIO()],
+        default_root_dir=folder.path,
+        enable_progress_bar=cfg.trainer.progress_bar,
+        enable_model_summary=False,
+        inference_mode=False,
+    )
+
+
+def _fit(
+    trainer: L.Trainer, module: GroupModule, data: GroupDataModule, checkpoint: Path | None, val_every: int
+) -> None:
+    """Validate, train, and validate once more where the last validation was not the end."""
+    if data.validation and not checkpoint:
+        trainer.validate(module, datamodule=data, verbose=False)
+    trainer.fit(module, datamodule=data, ckpt_path=str(checkpoint) if checkpoint else None, weights_only=True)
+    if data.validation and data.train.plan.steps % val_every:
+        trainer.validate(module, datamodule=data, verbose=False)
+
+
+def _write_results(
+    cfg: DictConfig, setup: Setup, folder: RunFolder, csv: MetricsCsv, watching: Watchers, trainer: L.Trainer
+) -> None:
+    write_manifest_of_run(folder, cfg, setup.template, setup.prepared)
+    export_model(setup.policy, setup.tokenizer, folder.model, card=card(cfg, setup.prepared))
+    measured = {
+        "steps_done": trainer.global_step,
+        "train_seconds": watching.throughput.total_seconds,
+        "peak_memory_mb": peak_memory_mb(),
+        "attention_backend": setup.backend,
+        "reference_cache": setup.reference_stats,
+        "alarms": watching.alarm.alarms,
+    }
+    summary = summarise(folder, cfg, setup.prepared, csv.rows, measured)
+    nll = summary["validation"].get("val/nll", {})
+    say(f"done: validation nll {nll.get('first', float('nan')):.4f} -> {nll.get('last', float('nan')):.4f} nats a token; {folder.path}")
+
+
+def _headline(setup: Setup, folder: RunFolder, start: int) -> str:
+    prepared, plan = setup.prepared, setup.prepared.train.plan
+    lines = [
+        f"{prepared.objective.name}: {len(plan.rows)} prompts, {plan.steps} steps of {plan.packs_per_step} pack(s), "
+        f"attention {setup.backend}, writing {folder.path}"
+    ]
+    if prepared.tau is not None:
+        lines.append(f"tau = {prepared.tau:.4g} reward units")
+    lines += [f"left out: {len(ids)} x {why}" for why, ids in prepared.left_out.items()]
+    if start:
+        lines.append(f"continuing after step {start}")
+    return "\n".join(lines)

@@ -1,0 +1,103 @@
+"""All that exists before the first step: tokens, objective, plan, policy, reference log-probs."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from fuserl.errors import FuserlError
+from fuserl.models.attention import choose
+from fuserl.models.load import load_policy, load_tokenizer
+from fuserl.models.reference import ReferenceCache, fill, weights_digest
+from fuserl.models.scoring import check_model, score_batch, score_padded
+from fuserl.objectives.pairing import best_and_worst_of_each_source
+from fuserl.tokens.templates import Template, load_template
+from fuserl.training.datamodule import Split
+from fuserl.training.group_module import Report
+from fuserl.training.prepare import Prepared, prepare
+from fuserl.training.summary import say
+
+
+def device_of(accelerator: str) -> torch.device:
+    """The first device of Lightning's accelerator name.
+
+    Raises:
+        FuserlError: a GPU is asked for and there is none.
+    """
+    cuda = torch.cuda.is_available()
+    if accelerator in ("gpu", "cuda") and not cuda:
+        raise FuserlError("no GPU is visible", where="`trainer.accelerator`", hint="use `trainer.accelerator=cpu`, or see `fuserl doctor`")
+    return torch.device("cuda" if cuda and accelerator != "cpu" else "cpu")
+
+
+class Setup:
+    """Tokens, objective, plan, policy and reference: all that exists before the first step."""
+
+    def __init__(self, cfg: DictConfig) -> None:
+        L.seed_everything(cfg.seed, verbose=False)
+        self.cfg, self.cache = cfg, Path(cfg.cache).expanduser()
+        self.tokenizer = load_tokenizer(cfg.target.path, revision=cfg.target.revision)
+        self.template: Template = load_template(
+            self.tokenizer, chat_template=cfg.target.chat_template, date_string=cfg.target.date_string
+        )
+        self.prepared: Prepared = prepare(cfg, self.template, self.cache, ranks=cfg.trainer.devices)
+        self.device = device_of(cfg.trainer.accelerator)
+        self.backend = choose(cfg.trainer.attention, self.device)
+        dtype = "float64" if cfg.trainer.precision == "64-true" else cfg.target.dtype
+        self.policy = load_policy(
+            cfg.target.path,
+            revision=cfg.target.revision,
+            dtype=dtype,
+            lora=OmegaConf.to_container(cfg.target.lora) if cfg.target.lora else None,
+            checkpointing=cfg.target.checkpointing,
+        ).to(self.device)
+        if cfg.trainer.packing == "shared":
+            check_model(self.policy, self.backend)
+            self.score = partial(score_batch, backend=self.backend, chunk=cfg.trainer.head_chunk)
+        else:
+            self.score = score_padded
+        self.reference_stats: dict[str, Any] = {"hits": 0, "misses": 0, "seconds": 0.0}
+        if self.prepared.objective.uses_reference:
+            self._fill_reference(dtype)
+
+    def _fill_reference(self, dtype: str) -> None:
+        path = self.cfg.reference.path
+        model = load_policy(path, dtype=dtype, lora=None, checkpointing=False).to(self.device) if path else self.policy
+        cache = ReferenceCache(
+            self.cache / "reference", weights=weights_digest(model), dtype=str(next(model.parameters()).dtype), backend=self.backend
+        )
+        started = time.perf_counter()
+        prepared = self.prepared
+        prepared.train = self._with_reference(prepared.train, model, cache)
+        if prepared.validation:
+            prepared.validation = self._with_reference(prepared.validation, model, cache)
+        seconds = time.perf_counter() - started
+        self.reference_stats = {"hits": cache.hits, "misses": cache.misses, "seconds": round(seconds, 3)}
+        say(f"reference log-probs: {cache.hits} from the cache, {cache.misses} computed in {seconds:.1f} s")
+
+    def _with_reference(self, split: Split, model: Any, cache: ReferenceCache) -> Split:
+        planned = np.zeros(len(split.used), dtype=bool)
+        planned[list(split.plan.rows)] = True
+        used = split.used & planned[:, None]
+        filled = fill(model, split.store, used, cache, max_tokens=16384, backend=self.backend, truncate=split.truncate)
+        return replace(split, reference=filled)
+
+    def report(self) -> Report:
+        """What the module measures."""
+        slices = self.prepared.slices
+
+        def domains(split: Split | None) -> torch.Tensor:
+            names = split.store.domains if split else []
+            return torch.tensor([slices.domains.index(str(name)) for name in names], dtype=torch.long)
+
+        return Report(
+            slices, domains(self.prepared.train), domains(self.prepared.validation), best_and_worst_of_each_source
+        )
