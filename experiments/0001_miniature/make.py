@@ -22,7 +22,7 @@ from random import Random
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma2Config, LlamaConfig, MistralConfig, PreTrainedTokenizerFast, Qwen2Config
+from transformers import AutoModelForCausalLM, Gemma2Config, LlamaConfig, MistralConfig, PreTrainedTokenizerFast, Qwen2Config
 
 from fuserl.miniature.tasks import DOMAINS, TASKS, score
 
@@ -173,7 +173,7 @@ def sample(name: str, work: Path) -> None:
         return
     torch.set_num_threads(1)
     torch.manual_seed(13)
-    tokenizer = AutoTokenizer.from_pretrained(work / name)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(work / name)  # AutoTokenizer rebuilds Qwen-2's pre-tokenizer
     model = AutoModelForCausalLM.from_pretrained(work / name, attn_implementation="eager").eval()
     by_length = defaultdict(list)
     for split in prompts().values():

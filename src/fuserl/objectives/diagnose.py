@@ -3,54 +3,85 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from fuserl.errors import FuserlError
+from fuserl.objectives.pairing import same_source
 from fuserl.objectives.terms import GroupScores, Objective
+
+ACROSS = (
+    "pair over sources with `pairs=across_sources` (objective=fusepo_dpo or fusepo_simpo) or `objective.baseline=prompt` "
+    "(objective=fusepo_rloo); `objective=sft_best` and `objective=fusesft` apply as they are"
+)
 
 
 def require_applicable(objective: Objective, scores: GroupScores) -> None:
-    """Raise when no prompt of the table carries a signal for the objective.
+    """Raise when no prompt of a whole data set carries a signal for the objective.
+
+    Args:
+        scores: the data set as one table; its log-probs are not looked at.
 
     Raises:
-        FuserlError: no rewards, one response a prompt, one sample a source, all rewards equal, or no target samples;
-            with the objectives that do apply.
+        FuserlError: a negative weight in the data; no rewards, one response a prompt, all rewards equal, one sample a
+            source, no target samples, or no weights; with the objectives that do apply.
     """
     where = f"objective `{objective.name}`"
-    if bool((objective.loss(scores, progress=0.0).weight > 0).any()):
+    if bool((scores.valid & (scores.given < 0)).any()):
+        raise FuserlError("a weight given by the data is negative", where=where, hint="mend `responses[].weight`")
+    zeros = torch.zeros_like(scores.policy_logps)
+    blank = scores._replace(policy_logps=zeros, reference_logps=zeros)
+    if bool((objective.loss(blank, progress=0.0).weight > 0).any()):
         return
-    known = scores.valid & ~scores.rewards.isnan()
-    if not known.any():
-        raise FuserlError("no response has a reward", where=where, hint="score the responses first, or use `objective=fusesft weights=uniform`")
-    if int(scores.valid.sum(dim=1).max()) < 2:
-        raise FuserlError(
-            "every prompt has a single response, so nothing can be preferred",
-            where=where,
-            hint="`objective=sft_best` applies; preference objectives need at least two responses a prompt",
+    what, hint = _why(objective, scores)
+    raise FuserlError(what, where=where, hint=hint)
+
+
+def _why(objective: Objective, scores: GroupScores) -> tuple[str, str]:
+    """What is wrong, and the way out; the widest reason first."""
+    scored = scores.valid & ~scores.rewards.isnan()
+    samples = torch.where(scored[:, None, :] & same_source(scores), 1, 0).sum(dim=2)
+    if not scores.valid.any():
+        return "there are no responses", "check `data.path` and `data.sources`"
+    if bool(objective.select(scores).any()):
+        return (
+            "the weight rule gives every response the weight 0",
+            "score the responses (`fuserl score`), fill `responses[].weight` for `weights=given`, or use `weights=uniform`",
         )
-    high = torch.where(known, scores.rewards, -torch.inf).amax(dim=1)
-    low = torch.where(known, scores.rewards, torch.inf).amin(dim=1)
-    if not bool((high > low).any()):
-        raise FuserlError(
-            "all rewards of every prompt are equal, so nothing can be preferred",
-            where=where,
-            hint="score with a finer scorer, or use `objective=fusesft weights=uniform`",
+    if not scored.any():
+        return (
+            "no response has a reward",
+            "score them first (`fuserl score`); without rewards `objective=fusesft weights=uniform` learns from all "
+            "responses, if `objective.size` lets all of them in",
+        )
+    if int(scores.valid.sum(dim=1).max()) < 2:
+        return (
+            "every prompt has a single response, so nothing can be preferred",
+            "`objective=sft_best` and `objective=fusesft` apply; preference objectives need two responses a prompt",
         )
     if "target" in objective.reads:
-        raise FuserlError(
-            "no prompt has the target's own best and worst answer beside a source's",
-            where=where,
-            hint="sample the target several times a prompt and name it with `target_source=NAME`",
+        return (
+            "no prompt holds what WRPO compares: two samples of the target with different rewards, and a source's response",
+            "sample the target several times a prompt, score it, and name it with `target_source=NAME`; `objective=fusesft` "
+            "and `objective=fusepo_dpo` need no samples of the target",
         )
-    most = max(int((scores.valid & (scores.source == source)).sum(dim=1).max()) for source in range(int(scores.source.max()) + 1))
-    if most < 2:
-        raise FuserlError(
-            "every source has a single sample a prompt, so there is no pair inside a source",
-            where=where,
-            hint="`objective=sft_best`, `objective=fusesft` apply as they are; `pairs=across_sources` pairs the best "
-            "response of all sources with the worst (fusepo_dpo, fusepo_simpo)",
+    if not _differ(scores.rewards[:, None, :], scored[:, None, :]).any():
+        return (
+            "all rewards of every prompt are equal, so nothing can be preferred",
+            "score with a finer scorer; `objective=fusesft weights=uniform` applies as it is",
         )
-    raise FuserlError(
-        "no source has two samples of different reward for the same prompt",
-        where=where,
-        hint="`pairs=across_sources` pairs over sources (fusepo_dpo, fusepo_simpo); `objective=fusesft` applies as it is",
-    )
+    if int(samples.max()) < 2:
+        return "every source has a single sample a prompt, so there is no pair inside a source", ACROSS
+    inside_source = scored[:, None, :] & same_source(scores)
+    if _differ(scores.rewards[:, None, :], inside_source).any():
+        return (
+            "no prompt has a pair: the source that owns the best response has equal rewards, or the reward gap falls "
+            "outside the window",
+            "widen `objective.pairs.min_gap` and `objective.pairs.max_gap`, or use `objective=fusepo_dpo`, which pairs "
+            "inside every source",
+        )
+    return "no source has two samples of different reward for the same prompt", ACROSS
+
+
+def _differ(rewards: Tensor, mask: Tensor) -> Tensor:
+    """Whether the rewards under a mask hold two different values."""
+    return torch.where(mask, rewards, -torch.inf).amax(dim=-1) > torch.where(mask, rewards, torch.inf).amin(dim=-1)

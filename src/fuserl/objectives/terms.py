@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+from fuserl.errors import FuserlError
+
+Number = float | int  # a hyper-parameter: YAML and the command line write 1 for 1.0
 
 
 class GroupScores(NamedTuple):
@@ -50,7 +56,7 @@ class Objective:
         name: as in `conf/objective/`.
         loss: `loss(scores, progress=float) -> Totals`; progress is the share of optimiser steps done, [0, 1).
         select: `select(scores) -> Bool[P, K]`, the responses whose log-probs the loss reads. Uses rewards, sources
-            and validity only.
+            and validity only. A table cut down to them gives the same totals.
         pairs: `pairs(scores) -> Pairs`, what preference metrics look at; None for objectives without pairs.
         uses_reference: whether `reference_logps` must be filled.
         starts_at_ln2: whether sum / weight is ln 2 when policy and reference agree (with `nll=0`).
@@ -64,3 +70,59 @@ class Objective:
     uses_reference: bool = False
     starts_at_ln2: bool = False
     reads: tuple[str, ...] = ()
+
+    @classmethod
+    def of(
+        cls,
+        name: str,
+        loss: Callable[..., Totals],
+        select: Callable[[GroupScores], Tensor],
+        pairs: Callable[[GroupScores], Pairs] | None = None,
+        uses_reference: bool = False,
+        starts_at_ln2: bool = False,
+        reads: Iterable[str] = (),
+        **hypers: Any,
+    ) -> Objective:
+        """An objective whose hyper-parameters stand beside its name, so that `objective.beta=0.1` sets one.
+
+        Args:
+            hypers: keyword arguments of `loss`.
+
+        Raises:
+            FuserlError: the loss has no such hyper-parameter, or lacks one; `pairs` is a name instead of a function.
+        """
+        if pairs is not None and not callable(pairs):
+            raise FuserlError(
+                f"`{pairs}` is no function that finds pairs",
+                where="`objective.pairs`",
+                hint=f"choose a file of `conf/pairs` with `pairs={pairs}`",
+            )
+        takes = {
+            key: parameter
+            for key, parameter in inspect.signature(loss).parameters.items()
+            if parameter.kind is inspect.Parameter.KEYWORD_ONLY
+        }
+        unknown = sorted(set(hypers) - set(takes))
+        missing = sorted(key for key, p in takes.items() if p.default is p.empty and key not in hypers)
+        if unknown or missing:
+            what = [f"it does not take {', '.join(unknown)}"] if unknown else []
+            what += [f"it needs {', '.join(missing)}"] if missing else []
+            raise FuserlError(
+                f"the settings of objective `{name}` do not fit its loss: {'; '.join(what)}",
+                where=f"`conf/objective/{name}.yaml`, or `objective.*` on the command line",
+                hint=f"the loss takes {', '.join(sorted(set(takes) - {'progress'}))}",
+            )
+        return cls(name, partial(loss, **hypers), select, pairs, uses_reference, starts_at_ln2, tuple(reads))
+
+
+def one_of(key: str, value: str, *allowed: str) -> str:
+    """`value`, if it is allowed.
+
+    Raises:
+        FuserlError: it is not.
+    """
+    if value not in allowed:
+        raise FuserlError(
+            f"`{value}` is no choice of `{key}`", where=f"`objective.{key}`", hint=f"one of {', '.join(allowed)}"
+        )
+    return value

@@ -1,0 +1,68 @@
+"""Sampling with the model in memory, for probes and small evaluations; large jobs belong to an engine."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+ROWS = 512  # sequences decoded together
+
+
+@torch.no_grad()
+def sample(
+    model: Any,
+    prompts: Sequence[list[int]],
+    *,
+    n: int,
+    max_new_tokens: int,
+    temperature: float,
+    stop_ids: set[int],
+    seed: int,
+) -> list[list[list[int]]]:
+    """`n` answers a prompt, as token ids that end with the stop token where one came.
+
+    Prompts of one length are decoded together, so nothing is padded. Temperature 0 is greedy. The global random state
+    is left as it was.
+    """
+    by_length = defaultdict(list)
+    for index, prompt in enumerate(prompts):
+        by_length[len(prompt)] += [index] * n
+    answers: list[list[list[int]]] = [[] for _ in prompts]
+    device = next(model.parameters()).device
+    generator = torch.Generator(device).manual_seed(seed)
+    was_training = model.training
+    model.eval()
+    for _, indices in sorted(by_length.items()):
+        for start in range(0, len(indices), ROWS):
+            part = indices[start : start + ROWS]
+            ids = torch.tensor([prompts[index] for index in part], device=device)
+            decoded = _decode(model, ids, max_new_tokens, temperature, stop_ids, generator)
+            for index, row in zip(part, decoded, strict=True):
+                answers[index].append(row)
+    model.train(was_training)
+    return answers
+
+
+def _decode(
+    model: Any, ids: Tensor, max_new_tokens: int, temperature: float, stop_ids: set[int], generator: torch.Generator
+) -> list[list[int]]:
+    stops = torch.tensor(sorted(stop_ids), device=ids.device)
+    finished = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
+    given, cache, chosen = ids, None, []
+    for _ in range(max_new_tokens):
+        out = model(input_ids=given, past_key_values=cache, use_cache=True)
+        logits, cache = out.logits[:, -1].float(), out.past_key_values
+        if temperature > 0:
+            given = torch.multinomial(torch.softmax(logits / temperature, -1), 1, generator=generator)
+        else:
+            given = logits.argmax(-1, keepdim=True)
+        chosen.append(torch.where(finished[:, None], -1, given))
+        finished |= torch.isin(given.squeeze(1), stops)
+        if finished.all():
+            break
+    rows = torch.cat(chosen, dim=1).tolist() if chosen else [[] for _ in range(len(ids))]
+    return [[token for token in row if token >= 0] for row in rows]

@@ -1,0 +1,153 @@
+"""Loading targets and tokenizers: safetensors only, no remote code unless asked, no dropout, our attention."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from fuserl.errors import FuserlError
+from fuserl.models import attention
+
+
+def load_policy(
+    path: str,
+    *,
+    dtype: str = "auto",
+    lora: dict[str, Any] | None = None,
+    checkpointing: bool = False,
+    trust_remote_code: bool = False,
+    revision: str | None = None,
+) -> Any:
+    """A causal LM ready to be trained on packs.
+
+    Args:
+        path: a folder or a hub name; a folder with a LoRA adapter is merged into its base first, so that a new adapter
+            never stacks on an old one.
+        dtype: `auto` (the checkpoint's), float32, bfloat16, float64, ...
+        lora: keyword arguments of `peft.LoraConfig`; null trains all weights.
+        checkpointing: recompute activations in backward.
+
+    Raises:
+        FuserlError: nothing loadable is there, it needs remote code, or it has no safetensors.
+    """
+    attention.register()
+    if Path(path).expanduser().is_dir() and (Path(path).expanduser() / "adapter_config.json").exists():
+        model = _merged_adapter(path, dtype)
+    else:
+        model = _load(AutoModelForCausalLM, path, dtype=_dtype(dtype), revision=revision, trust_remote_code=trust_remote_code)
+    _use_our_attention(model)
+    _without_dropout(model)
+    if checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if lora:
+        model = _with_lora(model, lora, checkpointing)
+    return model.train()
+
+
+def load_tokenizer(path: str, *, revision: str | None = None) -> Any:
+    """The fast tokenizer of a folder or hub name.
+
+    Raises:
+        FuserlError: there is none.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(_local(path), revision=revision, trust_remote_code=False)
+    except Exception as error:
+        raise _not_loadable("tokenizer", path, error) from error
+    if not getattr(tokenizer, "is_fast", False):
+        raise FuserlError("only fast tokenizers are supported", where=str(path), hint="save it with a tokenizer.json")
+    return tokenizer
+
+
+def check_vocabulary(path: str, tokenizer: Any) -> None:
+    """The tokenizer must not know ids that the model does not: told from the config alone, before weights are read.
+
+    Raises:
+        FuserlError: it does, so it is another model's tokenizer.
+    """
+    config = _load(AutoConfig, path, trust_remote_code=False)
+    size = getattr(config.get_text_config(), "vocab_size", None)
+    largest = max(tokenizer.get_vocab().values())
+    if size is not None and largest >= size:
+        raise FuserlError(
+            f"the tokenizer has ids up to {largest}, the model only {size} of them",
+            where=str(path),
+            hint="this is another model's tokenizer: put the right tokenizer.json into the folder",
+        )
+
+
+def _load(auto: Any, path: str, **kwargs: Any) -> Any:
+    if auto is AutoModelForCausalLM:
+        kwargs["use_safetensors"] = True
+    try:
+        return auto.from_pretrained(_local(path), **kwargs)
+    except Exception as error:
+        raise _not_loadable("model", path, error) from error
+
+
+def _local(path: str) -> str:
+    expanded = Path(path).expanduser()
+    return str(expanded) if expanded.exists() else str(path)
+
+
+def _not_loadable(what: str, path: str, error: Exception) -> FuserlError:
+    text = str(error)
+    if "trust_remote_code" in text:
+        hint = "it wants to run code from its repository, which fuserl does not do"
+    elif "safetensors" in text:
+        hint = "convert its weights to safetensors; pickled weights can run code and are refused"
+    else:
+        hint = "give `target.path` a Hugging Face folder, or a hub name (which needs a network)"
+    first = text.splitlines()[0][:160] if text else type(error).__name__
+    return FuserlError(f"the {what} cannot be loaded ({first})", where=str(path), hint=hint)
+
+
+def _dtype(name: str) -> Any:
+    dtype = name if name == "auto" else getattr(torch, name, None)
+    if dtype != "auto" and not isinstance(dtype, torch.dtype):
+        raise FuserlError(f"there is no dtype `{name}`", where="`target.dtype`", hint="auto, float32, bfloat16, float16 or float64")
+    return dtype
+
+
+def _merged_adapter(path: str, dtype: str) -> Any:
+    from peft import AutoPeftModelForCausalLM
+
+    return _load(AutoPeftModelForCausalLM, path, dtype=_dtype(dtype)).merge_and_unload()
+
+
+def _use_our_attention(model: Any) -> None:
+    if not getattr(model, "_supports_attention_backend", False) and not getattr(model, "_supports_sdpa", False):
+        raise FuserlError(
+            "the model does not use transformers' attention interface, so its prompts cannot be shared",
+            where=f"architecture `{type(model).__name__}`",
+            hint="train another architecture of the family (Llama, Qwen, Gemma, Mistral, Phi, GPT-NeoX and others work)",
+        )
+    for module in model.modules():
+        if hasattr(module, "config") and hasattr(module.config, "_attn_implementation"):
+            module.config._attn_implementation = attention.NAME
+
+
+def _without_dropout(model: nn.Module) -> None:
+    """Policy and reference must agree at step 0, and runs must repeat: dropout is off, wherever it hides."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name in ("attention_dropout", "dropout", "hidden_dropout"):
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)
+
+
+def _with_lora(model: Any, lora: dict[str, Any], checkpointing: bool) -> Any:
+    from peft import LoraConfig, get_peft_model
+
+    try:
+        config = LoraConfig(task_type="CAUSAL_LM", **{"lora_dropout": 0.0} | lora)
+        if checkpointing:
+            model.enable_input_require_grads()
+        return get_peft_model(model, config)
+    except (TypeError, ValueError) as error:
+        raise FuserlError(f"LoRA cannot be set up: {error}", where="`target.lora`", hint="the keys are those of peft.LoraConfig") from error
