@@ -128,7 +128,7 @@ def _require_complete(cfg) -> None:
 
 def _config_error(error: Exception, verb: str, overrides: list[str], hydra_compose: Callable) -> FuserlError:
     """Hydra's complaint in our form, with the nearest existing key."""
-    text = " ".join(str(error).split())
+    text = " ".join(" ".join(str(part) for part in (error, error.__cause__) if part).split())
     key = re.search(r"Key '([^']+)' is not in struct", text) or re.search(r"Could not override '([^']+)'", text)
     if key:
         from fuserl.training.folder import leaves

@@ -68,3 +68,25 @@ def make_loggers(cfg: DictConfig, folder: RunFolder, config: dict[str, Any]) -> 
     for logger in loggers:
         logger.log_hyperparams(config)
     return loggers
+
+
+def wandb_logger(*, save_dir: str, project: str, group: str | None, tags: list[str]) -> Logger:
+    """A W&B run named after the folder: continued on resume, offline where there is no key."""
+    import hashlib
+    import os
+
+    from lightning.pytorch.loggers import WandbLogger
+
+    key = bool(os.environ.get("WANDB_API_KEY")) or (Path.home() / ".netrc").exists()
+    folder = Path(save_dir).resolve()
+    return WandbLogger(
+        project=project,
+        group=group,
+        tags=list(tags),
+        name=folder.name,
+        id=hashlib.sha256(str(folder).encode()).hexdigest()[:16],
+        save_dir=save_dir,
+        offline=os.environ.get("WANDB_MODE", "online" if key else "offline") != "online",
+        resume="allow",
+        log_model=False,
+    )
