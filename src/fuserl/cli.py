@@ -6,7 +6,6 @@ import difflib
 import os
 import re
 import sys
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -72,10 +71,10 @@ def run_verb(verb: str, overrides: list[str]) -> None:
     if verb not in VERBS:
         near = difflib.get_close_matches(verb, VERBS, n=1)
         raise FuserlError(f"there is no verb `{verb}`", hint=f"did you mean `{near[0]}`?" if near else "see `fuserl --help`")
-    _quiet()
     register_resolvers()
     if not any(flag.startswith("-") for flag in overrides):
-        compose(verb, overrides)
+        _function(verb)(compose(verb, overrides))
+        return
     import hydra
 
     sys.argv = [f"fuserl {verb}", *overrides]
@@ -145,17 +144,6 @@ def _config_error(error: Exception, verb: str, overrides: list[str], hydra_compo
         hint = f"did you mean `{near[0]}`?" if near else f"`fuserl {verb} --help` lists the settings"
         return FuserlError(f"there is no setting `{wanted}`", where=f"`fuserl {verb}`", hint=hint)
     return FuserlError(text, where=f"settings of `fuserl {verb}`", hint=f"`fuserl {verb} --help` lists settings and groups")
-
-
-def _quiet() -> None:
-    """Silence the advice of libraries that does not apply here; ours is printed by `say`."""
-    import logging
-
-    for name in ("lightning.pytorch", "lightning.fabric", "lightning"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module="lightning")
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
 if __name__ == "__main__":

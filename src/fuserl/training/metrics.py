@@ -23,10 +23,12 @@ METRICS = (
     "chosen_logps_per_token",
     "rejected_logps_per_token",
     "margin",  # log-ratios against the reference, or log-probs a token where there is none; nats
-    "accuracy",  # share of pairs with a positive margin
+    "accuracy",  # share of pairs with a positive margin; a margin of nothing (step 0) counts half
     "chosen_tokens",
     "rejected_tokens",
 )
+
+TIE = 1e-4  # nats: margins below it are rounding
 
 
 class Slices(NamedTuple):
@@ -123,7 +125,7 @@ def _tally_pairs(into: Tally, scores: GroupScores, pairs: Pairs, domain: Tensor,
         "chosen_logps_per_token": per_token[0],
         "rejected_logps_per_token": per_token[1],
         "margin": margin,
-        "accuracy": (margin > 0).to(margin.dtype),
+        "accuracy": 0.5 * (1 + torch.where(margin.abs() > TIE, margin.sign(), 0.0)),
         "chosen_tokens": tokens[0],
         "rejected_tokens": tokens[1],
     }

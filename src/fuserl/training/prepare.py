@@ -93,9 +93,10 @@ def build_objective(cfg: DictConfig, scores: GroupScores, sources: Sequence[str]
     """
     cfg = cfg.copy()
     tau = OmegaConf.select(cfg, "weights.tau")
-    if tau == "auto":
-        uses_weights = "${weights}" in str(OmegaConf.to_container(cfg.objective, resolve=False))
-        cfg.weights.tau = tau = auto_tau(scores.rewards, scores.valid) if uses_weights else 1.0
+    if "${weights}" not in str(OmegaConf.to_container(cfg.objective, resolve=False)):
+        tau = None
+    elif tau == "auto":
+        cfg.weights.tau = tau = auto_tau(scores.rewards, scores.valid)
     name = cfg.target_source
     if name not in sources and "target" in (cfg.objective.get("reads") or ()):
         raise FuserlError(

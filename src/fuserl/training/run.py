@@ -21,6 +21,7 @@ from fuserl.training.export import export_model
 from fuserl.training.folder import RunFolder, digest, plain
 from fuserl.training.group_module import GroupModule
 from fuserl.training.loggers import MetricsCsv, make_loggers
+from fuserl.training.quiet import quiet
 from fuserl.training.setup import Setup
 from fuserl.training.summary import card, peak_memory_mb, say, summarise, write_manifest_of_run
 
@@ -34,6 +35,7 @@ def train(cfg: DictConfig) -> Path:
     Raises:
         FuserlError: data, settings or environment cannot work; nothing has been trained then.
     """
+    quiet()
     cfg = cfg.copy()
     cfg.output = str(cfg.output or Path("runs") / digest("train", plain(cfg)))
     folder = RunFolder(cfg.output)

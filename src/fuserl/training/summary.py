@@ -27,7 +27,7 @@ PACKAGES = ("fuserl", "torch", "lightning", "transformers", "tokenizers", "datas
 def say(text: str) -> None:
     """One line for the person at the terminal, once over all ranks."""
     if os.environ.get("LOCAL_RANK", "0") == "0":
-        Console(stderr=True, highlight=False).print(text, markup=False)
+        Console(stderr=True, highlight=False).print(text, markup=False, soft_wrap=True)
 
 
 def versions() -> dict[str, str]:

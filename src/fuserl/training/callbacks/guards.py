@@ -98,8 +98,8 @@ class CollapseAlarm(Callback):
     def _raise_alarm(self, trainer: L.Trainer, module: GroupModule, what: str) -> None:
         self.alarms.append({"step": trainer.global_step, "what": what})
         module.publish({"alarms": float(len(self.alarms))})
-        module.print(f"ALARM at step {trainer.global_step}: {what}. Lower `optimizer.lr`, or give `objective.loss.nll` "
-                     "or `objective.loss.kl` a weight.")  # fmt: skip
+        module.print(f"ALARM at step {trainer.global_step}: {what}. Lower `optimizer.lr`, or give `objective.nll` "
+                     "or `objective.kl` a weight.")  # fmt: skip
         if self.stop:
             trainer.should_stop = True
 

@@ -1,0 +1,41 @@
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+BIN := .venv/bin
+export OMP_WAIT_POLICY ?= PASSIVE
+export TOKENIZERS_PARALLELISM ?= false
+
+.PHONY: help setup demo test check bench notebooks clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+setup: .setup-done  ## virtual environment with pinned packages
+
+.setup-done: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch==2.13.0
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch .setup-done
+
+demo: setup  ## FuseSFT, the FusePO objectives and their baselines on a small world; writes runs/demo/report.html
+	$(BIN)/fuserl demo output=runs/demo
+
+test: setup  ## all tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal
+
+check: setup  ## lint, types, import rules, tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+	$(MAKE) test
+
+bench: setup  ## packs against separate forwards, equality first
+	$(BIN)/python benchmarks/packing.py
+
+notebooks: setup  ## run the notebooks on tiny data
+	$(BIN)/python -m pytest -q tests/notebooks
+
+clean:  ## remove the environment and what tools leave behind; runs/ stays
+	rm -rf .venv .setup-done .pytest_cache .ruff_cache .hypothesis build dist
+	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""From answers to numbers with intervals, tables, figures and a page."""

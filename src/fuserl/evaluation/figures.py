@@ -1,0 +1,66 @@
+"""Figures as plotly objects, from plain numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import plotly.graph_objects as go
+
+from fuserl.evaluation.statistics import Interval
+
+PALETTE = ("#2563eb", "#d97706", "#059669", "#dc2626", "#7c3aed", "#0891b2", "#be185d", "#57534e")
+
+
+def curves(runs: Mapping[str, Sequence[tuple[float, float]]], *, title: str, x: str, y: str) -> go.Figure:
+    """One line a run: (step, value) points."""
+    figure = go.Figure()
+    for index, (name, points) in enumerate(runs.items()):
+        if points:
+            steps, values = zip(*points, strict=True)
+            style = {"color": PALETTE[index % len(PALETTE)]}
+            figure.add_scatter(x=steps, y=values, name=name, mode="lines+markers", line=style, marker={"size": 5})
+    return _styled(figure, title, x, y)
+
+
+def bars(groups: Mapping[str, Mapping[str, float]], *, title: str, y: str) -> go.Figure:
+    """One colour a series: series -> category -> value."""
+    figure = go.Figure()
+    for index, (name, values) in enumerate(groups.items()):
+        colour = PALETTE[index % len(PALETTE)]
+        figure.add_bar(x=list(values), y=list(values.values()), name=name, marker={"color": colour})
+    return _styled(figure, title, "", y)
+
+
+def intervals(rows: Mapping[str, Interval], *, title: str, x: str) -> go.Figure:
+    """One dot a row with its interval, best at the top."""
+    ordered = sorted(rows.items(), key=lambda item: item[1].mean)
+    means = [interval.mean for _, interval in ordered]
+    figure = go.Figure(
+        go.Scatter(
+            x=means,
+            y=[name for name, _ in ordered],
+            mode="markers",
+            marker={"size": 9, "color": PALETTE[0]},
+            error_x={
+                "type": "data",
+                "symmetric": False,
+                "array": [interval.high - interval.mean for _, interval in ordered],
+                "arrayminus": [interval.mean - interval.low for _, interval in ordered],
+            },
+        )
+    )
+    return _styled(figure, title, x, "")
+
+
+def _styled(figure: go.Figure, title: str, x: str, y: str) -> go.Figure:
+    figure.update_layout(
+        title={"text": title, "x": 0, "font": {"size": 16}},
+        xaxis_title=x,
+        yaxis_title=y,
+        template="plotly_white",
+        height=400,
+        margin={"l": 60, "r": 20, "t": 50, "b": 50},
+        legend={"orientation": "h", "y": -0.2},
+        font={"family": "system-ui, sans-serif", "size": 13},
+    )
+    return figure

@@ -1,0 +1,105 @@
+"""Data that an objective cannot learn from is refused, with what does apply."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from objectives.tables import NAMES, NAN, hand_table, objective, random_table
+
+from fuserl.errors import FuserlError
+from fuserl.objectives.diagnose import require_applicable
+
+SINGLE = hand_table([[0.9, 0.4, 0.1], [0.2, 0.8, 0.7]], [[0, 1, 2], [0, 1, 2]])
+ONE = hand_table([[0.9], [0.2]], [[0], [1]])
+UNSCORED = hand_table([[NAN] * 6], [[0, 0, 0, 1, 1, 1]])
+EQUAL = hand_table([[0.5] * 6, [1.0] * 6], [[0, 0, 0, 1, 1, 1]] * 2)
+PREFERENCE = ("dpo_best", "fusepo_dpo", "fusepo_simpo", "fusepo_rloo")
+WRPO = ("wrpo", "wrpo_simpo", "wrpo_ipo")
+
+
+def refusal(name: str, scores, *settings: str) -> FuserlError:
+    with pytest.raises(FuserlError) as error:
+        require_applicable(objective(name, *settings), scores)
+    assert name in error.value.where
+    assert error.value.hint
+    return error.value
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_good_data_passes(name: str) -> None:
+    require_applicable(objective(name), random_table(0))
+
+
+@pytest.mark.parametrize("name", PREFERENCE)
+def test_a_single_sample_a_source(name: str) -> None:
+    error = refusal(name, SINGLE)
+    assert "single sample" in error.what
+    for way_out in ("pairs=across_sources", "objective=sft_best", "objective=fusesft", "objective.baseline=prompt"):
+        assert way_out in error.hint
+
+
+def test_the_ways_out_for_single_samples_work() -> None:
+    require_applicable(objective("fusepo_dpo", "pairs=across_sources"), SINGLE)
+    require_applicable(objective("fusepo_simpo", "pairs=across_sources"), SINGLE)
+    require_applicable(objective("fusepo_rloo", "objective.baseline=prompt"), SINGLE)
+    require_applicable(objective("sft_best"), SINGLE)
+    require_applicable(objective("fusesft"), SINGLE)
+
+
+@pytest.mark.parametrize("name", PREFERENCE)
+def test_a_single_response_a_prompt(name: str) -> None:
+    assert "single response" in refusal(name, ONE).what
+    require_applicable(objective("sft_best"), ONE)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_rewards(name: str) -> None:
+    assert "no response has a reward" in refusal(name, UNSCORED).what
+    require_applicable(objective("fusesft", "weights=uniform", "objective.size=6"), UNSCORED)
+
+
+@pytest.mark.parametrize("name", PREFERENCE)
+def test_equal_rewards(name: str) -> None:
+    assert "all rewards of every prompt are equal" in refusal(name, EQUAL).what
+    require_applicable(objective("fusesft", "weights=uniform"), EQUAL)
+
+
+@pytest.mark.parametrize("name", WRPO)
+@pytest.mark.parametrize(
+    "scores",
+    [
+        hand_table([[0.9, 0.1, 0.3]], [[1, 1, 2]]),
+        hand_table([[0.9, 0.1, 0.3]], [[1, 1, 0]]),
+        hand_table([[0.9, 0.3, 0.3]], [[1, 0, 0]]),
+        hand_table([[0.9, 0.3]], [[0, 0]]),
+    ],
+    ids=["no target", "one sample", "equal samples", "no other source"],
+)
+def test_wrpo_without_its_triples(name: str, scores) -> None:
+    error = refusal(name, scores)
+    assert "WRPO" in error.what
+    assert "target_source=NAME" in error.hint
+
+
+def test_sources_that_disagree_only_with_each_other() -> None:
+    scores = hand_table([[0.9, 0.9, 0.1, 0.1]], [[0, 0, 1, 1]])
+    assert "no source has two samples of different reward" in refusal("fusepo_dpo", scores).what
+
+
+def test_a_window_that_lets_nothing_through() -> None:
+    error = refusal("dpo_best", random_table(0), "objective.pairs.min_gap=50")
+    assert "objective.pairs.min_gap" in error.hint
+
+
+def test_weights_that_are_not_there_or_negative() -> None:
+    scores = random_table(0)
+    none = scores._replace(given=torch.full_like(scores.given, NAN))
+    for name in ("fusesft", "fusepo_dpo"):
+        assert "weight 0" in refusal(name, none, "weights=given").what
+    assert "negative" in refusal("fusesft", scores._replace(given=-scores.given), "weights=given").what
+
+
+def test_no_responses_at_all() -> None:
+    scores = random_table(0)
+    nothing = scores._replace(valid=torch.zeros_like(scores.valid))
+    assert "no responses" in refusal("fusesft", nothing).what

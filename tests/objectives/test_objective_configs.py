@@ -1,0 +1,90 @@
+"""Every file of `conf/objective` and `conf/weights` builds what it says, and explains its keys."""
+
+from __future__ import annotations
+
+import inspect
+
+import pytest
+import torch
+from hydra.utils import get_object, instantiate
+from objectives.tables import CONF, NAMES, RULES, objective, random_table
+from omegaconf import OmegaConf
+
+FILES = sorted((CONF / "objective").glob("*.yaml")) + sorted((CONF / "weights").glob("*.yaml"))
+STRUCTURE = (  # keys that speak for themselves
+    *("_target_", "_partial_", "name", "reads", "starts_at_ln2", "uses_reference", "pool", "normalize"),
+    *("weights", "pairs", "loss", "select"),
+)
+
+
+def nodes(tree: object):
+    """All mappings of a tree that name a function."""
+    if isinstance(tree, dict):
+        if "_target_" in tree:
+            yield tree
+        for value in tree.values():
+            yield from nodes(value)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_objective_builds_and_runs(name: str) -> None:
+    built = objective(name)
+    scores = random_table(1, P=6)
+    assert built.name == name
+    totals = built.loss(scores, progress=0.5)
+    assert (totals.weight > 0).any()
+    assert built.select(scores).any()
+    assert (built.pairs is None) == name.endswith(("sft", "sft_best"))
+    if built.pairs is not None:
+        pairs = built.pairs(scores)
+        assert ((pairs.weight > 0) == pairs.valid).all()
+        read = built.select(scores)
+        assert read.gather(1, pairs.chosen)[pairs.valid].all(), "metrics look at pairs that the loss reads"
+        assert read.gather(1, pairs.rejected)[pairs.valid].all()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_reference_is_read_exactly_where_it_is_asked_for(name: str) -> None:
+    built, scores = objective(name), random_table(1, P=6)
+    other = scores._replace(reference_logps=scores.reference_logps - torch.arange(8.0, dtype=torch.float64))
+    same = torch.equal(built.loss(scores, progress=0.5).sum, built.loss(other, progress=0.5).sum)
+    assert same != built.uses_reference
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_every_weight_rule_builds_and_runs(rule: str) -> None:
+    cfg = OmegaConf.load(CONF / "weights" / f"{rule}.yaml")
+    if "tau" in cfg:
+        assert cfg.tau == "auto"
+        cfg.tau = 1
+    scores = random_table(2)
+    weights = instantiate(cfg)(scores.rewards, scores.valid, scores.given)
+    torch.testing.assert_close(weights.sum(dim=1), torch.ones(4, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_every_target_exists_and_takes_these_arguments(path) -> None:
+    for node in nodes(OmegaConf.to_container(OmegaConf.load(path), resolve=False)):
+        arguments = {key: value for key, value in node.items() if not key.startswith("_")}
+        signature = inspect.signature(get_object(node["_target_"]))
+        (signature.bind_partial if node.get("_partial_") else signature.bind)(**arguments)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_every_key_has_a_comment(path) -> None:
+    lines = path.read_text().splitlines()
+    assert lines[0].startswith("# ")
+    bare = [
+        line
+        for line in lines
+        if ":" in line and "#" not in line and not line.strip().startswith(STRUCTURE) and "${.." not in line
+    ]
+    assert not bare
+
+
+def test_names_that_users_rely_on() -> None:
+    for name in ("dpo_best", "fusepo_dpo", "fusepo_simpo", "wrpo", "wrpo_simpo"):
+        assert "beta" in OmegaConf.load(CONF / "objective" / f"{name}.yaml")
+    for name in [n for n in NAMES if "sft" not in n]:
+        assert {"nll", "count"} <= set(OmegaConf.load(CONF / "objective" / f"{name}.yaml"))
+    assert {"kl", "clip"} <= set(OmegaConf.load(CONF / "objective" / "fusepo_rloo.yaml"))
