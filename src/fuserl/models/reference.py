@@ -162,7 +162,7 @@ def fill(
 
 def _keys(store: TokenStore, used: np.ndarray, truncate: int | None) -> dict[tuple[int, int], bytes]:
     keys = {}
-    for row, column in zip(*np.nonzero(used & np.asarray(store.valid)), strict=True):
+    for row, column in zip(*(axis.tolist() for axis in np.nonzero(used & np.asarray(store.valid))), strict=True):
         prompt = store.prompt(row)
         branch = store.branch(row, column)[: None if truncate is None else truncate - len(prompt)]
         keys[int(row), int(column)] = response_key(prompt, branch, int(store.untrained[row, column]))

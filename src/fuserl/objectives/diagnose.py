@@ -10,8 +10,9 @@ from fuserl.objectives.pairing import same_source
 from fuserl.objectives.terms import GroupScores, Objective
 
 ACROSS = (
-    "pair over sources with `pairs=across_sources` (objective=fusepo_dpo or fusepo_simpo) or `objective.baseline=prompt` "
-    "(objective=fusepo_rloo); `objective=sft_best` and `objective=fusesft` apply as they are"
+    "pair over sources with `pairs=across_sources` (objective=fusepo_dpo or fusepo_simpo) or "
+    "`objective.baseline=prompt` (objective=fusepo_rloo); `objective=sft_best` and `objective=fusesft` apply as they "
+    "are"
 )
 
 
@@ -45,7 +46,8 @@ def _why(objective: Objective, scores: GroupScores) -> tuple[str, str]:
     if bool(objective.select(scores).any()):
         return (
             "the weight rule gives every response the weight 0",
-            "score the responses (`fuserl score`), fill `responses[].weight` for `weights=given`, or use `weights=uniform`",
+            "score the responses (`fuserl score`), fill `responses[].weight` for `weights=given`, or use "
+            "`weights=uniform`",
         )
     if not scored.any():
         return (
@@ -60,9 +62,10 @@ def _why(objective: Objective, scores: GroupScores) -> tuple[str, str]:
         )
     if "target" in objective.reads:
         return (
-            "no prompt holds what WRPO compares: two samples of the target with different rewards, and a source's response",
-            "sample the target several times a prompt, score it, and name it with `target_source=NAME`; `objective=fusesft` "
-            "and `objective=fusepo_dpo` need no samples of the target",
+            "no prompt holds what WRPO compares: two samples of the target with different rewards, and a source's "
+            "response",
+            "sample the target several times a prompt, score it, and name it with `target_source=NAME`; "
+            "`objective=fusesft` and `objective=fusepo_dpo` need no samples of the target",
         )
     if not _differ(scores.rewards[:, None, :], scored[:, None, :]).any():
         return (

@@ -88,9 +88,7 @@ def fusepo_simpo(
     return pair_totals(scores, pairs_PS, loss_PS, count=count, nll=nll)
 
 
-def pair_totals(
-    scores: GroupScores, pairs: Pairs, loss_PS: Float[Tensor, "P S"], *, count: str, nll: Number
-) -> Totals:
+def pair_totals(scores: GroupScores, pairs: Pairs, loss_PS: Float[Tensor, "P S"], *, count: str, nll: Number) -> Totals:
     """Weigh the pairs' losses, add the NLL of the chosen sides, and sum over a prompt's pairs."""
     if nll:
         chosen = take(scores.policy_logps, pairs.chosen, pairs.valid)

@@ -55,8 +55,8 @@ def fusepo_rloo(
         baseline: `source` takes it over the same source's other samples, `prompt` over all other responses, which
             then form one group of weight 1 (for data with one sample a source).
         kl: reward units a nat: rewards become R - kl · (log π - log π_ref), the bracket detached.
-        clip: with it, A log π becomes the clipped surrogate min(ρA, clip(ρ, 1 - clip, 1 + clip) A), ρ = π / π_ref of the
-            whole response.
+        clip: with it, A log π becomes the clipped surrogate min(ρA, clip(ρ, 1 - clip, 1 + clip) A), ρ = π / π_ref of
+            the whole response.
         masked: `renormalise` or `keep`, see `pairing.weigh`; a source whose rewards are all equal has no signal.
         count: the denominator: `prompt`, or `token` for the weighted tokens of best and worst samples.
         nll: weight of the negative log-probs a token of each source's best sample.
@@ -93,9 +93,7 @@ def extremes(scores: GroupScores, *, baseline: str) -> Pairs:
     return across_sources(scores)
 
 
-def read_by_rloo(
-    scores: GroupScores, *, baseline: str = "source", masked: str = "renormalise"
-) -> Bool[Tensor, "P K"]:
+def read_by_rloo(scores: GroupScores, *, baseline: str = "source", masked: str = "renormalise") -> Bool[Tensor, "P K"]:
     """Every scored sample of a group with signal; with `masked="keep"` also the best of a source without."""
     found = extremes(scores, baseline=baseline)
     group_PKK = _groups(scores, baseline)

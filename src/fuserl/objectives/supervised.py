@@ -73,7 +73,9 @@ def fusesft(
         FuserlError: `pool`, `normalize` or `count` is no choice.
     """
     pool_PK = pooled(scores, pool=pool, size=size)
-    reward, given = (torch.where(pool_PK, v, torch.nan).to(scores.policy_logps.dtype) for v in (scores.rewards, scores.given))
+    reward, given = (
+        torch.where(pool_PK, v, torch.nan).to(scores.policy_logps.dtype) for v in (scores.rewards, scores.given)
+    )
     weight_PK = weights(reward, pool_PK, given)
     logps_PK = torch.where(pool_PK, scores.policy_logps, 0.0)
     tokens_PK = torch.where(pool_PK, scores.num_tokens, 0)

@@ -77,7 +77,7 @@ class Objective:
         name: str,
         loss: Callable[..., Totals],
         select: Callable[[GroupScores], Tensor],
-        pairs: Callable[[GroupScores], Pairs] | None = None,
+        pairs: Any = None,  # a name instead of a function is a user's slip, answered below
         uses_reference: bool = False,
         starts_at_ln2: bool = False,
         reads: Iterable[str] = (),

@@ -67,10 +67,10 @@ def collate(
     stream = _Stream()
     table = np.full(valid.shape, -1, dtype=np.int64)
     num_tokens = np.zeros(valid.shape, dtype=np.int64)
-    for number, row in enumerate(rows):
+    for number, row in enumerate(rows.tolist()):
         prompt = stream.add_prompt(store.prompt(row), number)
         owner_of_kind: dict[int, tuple[int, int]] = {}
-        for column in np.flatnonzero(valid[number]):
+        for column in np.flatnonzero(valid[number]).tolist():
             if first[number, column]:
                 room = None if truncate is None else truncate - len(store.prompt(row))
                 branch, lead = store.branch(row, column)[:room], int(store.untrained[row, column])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
 import torch
@@ -56,7 +56,7 @@ def rate_factor(
     return floor + (1 - floor) * decay(min(1.0, done))
 
 
-def parameter_groups(named: Iterable[tuple[str, nn.Parameter]], weight_decay: float) -> list[dict]:
+def parameter_groups(named: Iterable[tuple[str, nn.Parameter]], weight_decay: float | int) -> list[dict]:
     """Decay for matrices only; norms and biases (fewer than two axes) get none."""
     trained = [parameter for _, parameter in named if parameter.requires_grad]
     matrices = [parameter for parameter in trained if parameter.ndim >= 2]
@@ -70,9 +70,9 @@ def adamw(
     *,
     num_steps: int,
     lr: float,
-    betas: tuple[float, float],
+    betas: Sequence[float],
     eps: float,
-    weight_decay: float,
+    weight_decay: float | int,
     warmup: float,
     decay: Callable[[float], float],
     floor: float,

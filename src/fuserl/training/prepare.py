@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
@@ -105,7 +106,10 @@ def build_objective(cfg: DictConfig, scores: GroupScores, sources: Sequence[str]
             hint=f"sample the target too, and give its name with `target_source=NAME`; the sources are {', '.join(sources)}",
         )
     cfg.target_source = list(sources).index(name) if name in sources else -1
-    return instantiate(cfg.objective), tau
+    try:
+        return instantiate(cfg.objective), tau
+    except InstantiationException as error:
+        raise (error.__cause__ if isinstance(error.__cause__, FuserlError) else error) from None
 
 
 def influence(objective: Objective, scores: GroupScores) -> np.ndarray:
