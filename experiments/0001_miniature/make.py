@@ -28,7 +28,11 @@ from fuserl.miniature.tasks import DOMAINS, TASKS, score
 
 PACKAGE = Path(__file__).resolve().parents[2] / "src" / "fuserl" / "miniature"
 SPECIALS = ["<pad>", "<s>", "</s>", "<sep>", "<unk>"]
-TEMPLATE = "{% for m in messages %}{{ '<s>' + m.content + '<sep>' if m.role == 'user' else m.content + '</s>' }}{% endfor %}"
+TEMPLATE = (
+    "{% for m in messages %}{% if m.role == 'user' %}{{ '<s>' + m.content + '<sep>' }}"
+    "{% elif m.role == 'assistant' %}{{ m.content + '</s>' }}"
+    "{% else %}{{ raise_exception('only user and assistant turns are known') }}{% endif %}{% endfor %}"
+)
 STRONG = {  # every source is able in all domains and good in these
     "llama": ("sort", "pair", "largest"),
     "gemma2": ("roman", "letters", "evens"),
@@ -38,6 +42,7 @@ STRONG = {  # every source is able in all domains and good in these
 NOISE_STRONG, NOISE_WEAK, NOISE_TARGET = 0.08, 0.70, 0.60
 SYSTEMATIC = 0.85  # of the target's mistakes
 SECONDS = {"llama": 330, "gemma2": 330, "qwen2": 330, "mistral": 330, "target": 360}
+FILLING = ("letters", "between")  # many answers, many prompts
 SAMPLES, REWARD_NOISE, NOISY_SHARE = 4, 0.12, 0.3
 SIZES = {"train": 2000, "validation": 400, "test": 800}
 
@@ -147,21 +152,28 @@ def padded(rows: list[tuple[list[int], int]]) -> tuple[torch.Tensor, torch.Tenso
 
 
 def prompts() -> dict[str, list[str]]:
-    """Distinct prompts a split, domains in turn; a prompt's split is a function of its hash."""
+    """Distinct prompts a split: an equal share of each domain, and FILLING for the domains that run out of prompts.
+
+    A prompt's split is a function of its hash.
+    """
     rng, chosen, seen = Random(20261121), {split: [] for split in SIZES}, set()
-    wanted = {(split, domain): size // len(DOMAINS) for split, size in SIZES.items() for domain in DOMAINS}
-    failures = 0
-    while any(wanted.values()) and failures < 200_000:
-        domain = rng.choice(DOMAINS)
-        prompt = TASKS[domain].ask(rng)
-        bucket = int(hashlib.sha256(prompt.encode()).hexdigest(), 16) % 8
-        split = "test" if bucket < 2 else "validation" if bucket < 3 else "train"
-        if prompt in seen or not wanted[split, domain]:
-            failures += 1
-            continue
-        seen.add(prompt)
-        wanted[split, domain] -= 1
-        chosen[split].append(prompt)
+
+    def draw(domains: tuple[str, ...], wanted: dict[tuple[str, str], int], most: int) -> None:
+        failures = 0
+        while any(wanted.values()) and failures < 200_000:
+            domain = rng.choice(domains)
+            prompt = TASKS[domain].ask(rng)
+            bucket = int(hashlib.sha256(prompt.encode()).hexdigest(), 16) % 8
+            split = "test" if bucket < 2 else "validation" if bucket < 3 else "train"
+            if prompt in seen or not wanted[split, domain] or len(chosen[split]) >= most * SIZES[split]:
+                failures += 1
+                continue
+            seen.add(prompt)
+            wanted[split, domain] -= 1
+            chosen[split].append(prompt)
+
+    draw(DOMAINS, {(split, domain): size // len(DOMAINS) for split, size in SIZES.items() for domain in DOMAINS}, 1)
+    draw(FILLING, {(split, domain): size for split, size in SIZES.items() for domain in FILLING}, 1)
     return chosen
 
 
@@ -190,7 +202,8 @@ def sample(name: str, work: Path) -> None:
         for index, row in enumerate(out):
             prompt = rows[index // SAMPLES][0]
             finished = 2 in row
-            text = tokenizer.decode(row[: row.index(2)] if finished else row, skip_special_tokens=True)
+            text = tokenizer.decode(row[: row.index(2)] if finished else row, skip_special_tokens=True).strip()
+            text = text or "0"  # an empty answer (one in ten thousand) stands as a wrong one: a group needs its text
             answers.setdefault(prompt, []).append((text, "stop" if finished else "length"))
     path.write_text(json.dumps(answers))
     report(name, answers)
@@ -218,17 +231,16 @@ def write(work: Path) -> None:
 
 
 def row(prompt: str, index: int, split: str, answers: dict, rng: Random) -> dict:
-    """One group. The reward is the score, with noise on some of them as a reward model has; empty answers are left out."""
+    """One group. The reward is the score, with noise on some of them as a reward model has."""
     responses = []
     for source, texts in answers.items():
         for number, (text, finish) in enumerate(texts[prompt]):
             quality = score(prompt, text)
             noise = rng.gauss(0, REWARD_NOISE) if rng.random() < NOISY_SHARE else 0.0
-            if text.strip():
-                responses.append(
-                    {"source": source, "sample": number, "text": text, "reward": round(quality + noise, 4),
-                     "score": round(quality, 4), "finish_reason": finish}
-                )  # fmt: skip
+            responses.append(
+                {"source": source, "sample": number, "text": text, "reward": round(quality + noise, 4),
+                 "score": round(quality, 4), "finish_reason": finish}
+            )  # fmt: skip
     return {"prompt_id": f"mini-{split}-{index}", "prompt": prompt, "domain": prompt.split()[0], "responses": responses}
 
 

@@ -21,7 +21,7 @@ from fuserl.records.formats import read_groups, splits_of
 
 MINIATURE = Path(fuserl.__file__).parent / "miniature"
 SOURCES = ("gemma2", "llama", "mistral", "qwen2")
-SPLITS = {"train": 1590, "validation": 315, "test": 626}
+SPLITS = {"train": 2000, "validation": 400, "test": 800}
 MANY = ("between", "pair", "evens", "letters")  # domains with several right answers
 CARD = (MINIATURE / "DATA_CARD.md").read_text()
 

@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from random import Random
 
+from fuserl.errors import FuserlError
+
 ONES = ("", "i", "ii", "iii", "iv", "v", "vi", "vii", "viii", "ix")
 TENS = ("", "x", "xx", "xxx", "xl", "l", "lx", "lxx", "lxxx", "xc")
 HUNDREDS = ("", "c", "cc", "ccc", "cd", "d", "dc")
@@ -37,10 +39,20 @@ class Task:
 def score(prompt: str, answer: str, reference: str | None = None) -> float:
     """Quality of an answer in [0, 1].
 
-    >>> score("sort dbca", "abcd"), score("between 10 and 20", "15"), score("between 10 and 20", "25")
+    >>> score("sort dbca", "abcd"), score("between 10 and 20", "15"), score("sort dbca", "abdc")
     (1.0, 1.0, 0.5)
+
+    Raises:
+        FuserlError: the prompt is none of these tasks.
     """
-    return TASKS[prompt.split(" ", 1)[0]].score(prompt, answer.strip())
+    task = TASKS.get(prompt.split(" ", 1)[0])
+    if task is None:
+        raise FuserlError(
+            "this is no prompt of the miniature",
+            where=f"`{prompt[:40]}`",
+            hint=f"prompts start with one of {', '.join(TASKS)}; give your own `probe.score` for your own data",
+        )
+    return task.score(prompt, answer.strip())
 
 
 def solved(prompt: str, answer: str) -> bool:
@@ -51,7 +63,8 @@ def solved(prompt: str, answer: str) -> bool:
 def numbers(text: str) -> list[int]:
     """The whole numbers of a text that holds nothing else; empty otherwise."""
     words = text.split()
-    return [int(word) for word in words] if words and all(w.isascii() and w.isdigit() and len(w) < 6 for w in words) else []
+    fits = all(word.isascii() and word.isdigit() and len(word) < 6 for word in words)
+    return [int(word) for word in words] if fits else []
 
 
 def closeness(answer: str, right: str) -> float:
@@ -234,7 +247,9 @@ TASKS: dict[str, Task] = {
         lambda prompt: roman(_given(prompt)[0]),
         lambda prompt: additive_roman(_given(prompt)[0]),
     ),
-    "between": Task(_ask_between, _in_between, _outside, lambda p, rng: str(_given(p)[1] + rng.randint(0, 2)), _score_between),
+    "between": Task(
+        _ask_between, _in_between, _outside, lambda p, rng: str(_given(p)[1] + rng.randint(0, 2)), _score_between
+    ),
     "pair": Task(
         lambda rng: f"pair {rng.randint(30, 99)}",
         lambda prompt, rng: _pair(prompt, 0, rng),

@@ -69,6 +69,8 @@ def check_vocabulary(path: str, tokenizer: Any) -> None:
     Raises:
         FuserlError: it does, so it is another model's tokenizer.
     """
+    if (Path(path).expanduser() / "adapter_config.json").exists():
+        return  # its base is looked at when it is merged
     config = _load(AutoConfig, path, trust_remote_code=False)
     size = getattr(config.get_text_config(), "vocab_size", None)
     largest = max(tokenizer.get_vocab().values())

@@ -23,6 +23,7 @@ def export_model(model: Any, tokenizer: Any, folder: Path, *, card: str) -> None
     plain = model
     if hasattr(model, "merge_and_unload"):
         model.save_pretrained(folder.with_name("adapter"), safe_serialization=True)
+        tokenizer.save_pretrained(folder.with_name("adapter"))
         plain = model.merge_and_unload()
     plain.save_pretrained(part, safe_serialization=True)
     tokenizer.save_pretrained(part)

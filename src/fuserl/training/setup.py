@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from fuserl.errors import FuserlError
 from fuserl.models.attention import choose
-from fuserl.models.load import load_policy, load_tokenizer
+from fuserl.models.load import check_vocabulary, load_policy, load_tokenizer
 from fuserl.models.reference import ReferenceCache, fill, weights_digest
 from fuserl.models.scoring import check_model, score_batch, score_padded
 from fuserl.objectives.pairing import best_and_worst_of_each_source
@@ -42,9 +42,16 @@ class Setup:
     """Tokens, objective, plan, policy and reference: all that exists before the first step."""
 
     def __init__(self, cfg: DictConfig) -> None:
+        if cfg.trainer.precision in ("bf16-true", "16-true", "transformer-engine"):
+            raise FuserlError(
+                f"precision {cfg.trainer.precision} would round rewards and reference log-probs too",
+                where="`trainer.precision`",
+                hint="use `target.dtype=bfloat16` with `trainer.precision=32-true`, or bf16-mixed",
+            )
         L.seed_everything(cfg.seed, verbose=False)
         self.cfg, self.cache = cfg, Path(cfg.cache).expanduser()
         self.tokenizer = load_tokenizer(cfg.target.path, revision=cfg.target.revision)
+        check_vocabulary(cfg.target.path, self.tokenizer)
         self.template: Template = load_template(
             self.tokenizer, chat_template=cfg.target.chat_template, date_string=cfg.target.date_string
         )
