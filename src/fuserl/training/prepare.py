@@ -69,7 +69,7 @@ def read_splits(data: DictConfig) -> tuple[list[PromptGroup], list[PromptGroup],
             where=f"`data.path={data.path}`, split `{data.split}`, part {list(data.part)}",
             hint="widen `data.part`, `data.sources` or `data.limit`, or look at the skipped rows",
         )
-    return train, validation, report
+    return train, validation[: data.validation_limit], report
 
 
 def scores_of(store: TokenStore) -> GroupScores:

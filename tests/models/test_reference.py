@@ -1,0 +1,327 @@
+"""The reference cache: content decides, only what is missing is computed, and neither kills nor company harm it."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import kit
+import numpy as np
+import pytest
+import torch
+from numpy.testing import assert_allclose, assert_array_equal
+
+from fuserl.errors import FuserlError
+from fuserl.models.reference import ReferenceCache, fill, response_key, weights_digest
+from fuserl.models.scoring import score_batch, score_padded
+from fuserl.records.schema import PromptGroup
+from fuserl.tokens.collate import collate
+from fuserl.tokens.store import TokenStore, TokenWriter
+
+WORKER = Path(__file__).with_name("fill_worker.py")
+
+
+def open_cache(folder: Path, **other: str) -> ReferenceCache:
+    return ReferenceCache(folder / "cache", **{"weights": "w", "dtype": "float64", "backend": "sdpa"} | other)
+
+
+def fill_all(model, store: TokenStore, cache: ReferenceCache, used: np.ndarray | None = None, **options) -> np.ndarray:
+    used = np.array(store.valid) if used is None else used
+    return fill(model, store, used, cache, **{"max_tokens": 64, "backend": "sdpa"} | options)
+
+
+def never(model, batch):
+    raise AssertionError("nothing may be computed")
+
+
+def written(folder: Path, groups: list[tuple[list[int], list[list[int]]]], *, untrained: int = 0) -> TokenStore:
+    """A store of the given token ids."""
+    writer = TokenWriter(folder, ["s0", "s1"])
+    for prompt, branches in groups:
+        group = kit.random_groups(1, 1, len(branches))[0]
+        ids = [np.array(branch, np.int32) for branch in branches]
+        writer.add(PromptGroup(str(prompt), group.prompt, group.responses), np.array(prompt, np.int32), ids, [untrained] * len(ids))
+    return writer.close()
+
+
+def contents(path: Path) -> dict[bytes, float]:
+    with sqlite3.connect(path) as database:
+        assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+        found = dict(database.execute("SELECT key, logps FROM logps"))
+    database.close()
+    return found
+
+
+# what is stored
+
+
+def test_values_are_the_models_log_probs(tmp_path):
+    store, model, cache = kit.token_store(tmp_path), kit.tiny_model(), open_cache(tmp_path)
+    filled = fill_all(model, store, cache)
+    with torch.no_grad():
+        batch = collate(store, range(len(store)), np.array(store.valid))
+        padded = score_padded(model, batch)
+    assert_allclose(filled, padded[batch.row].numpy(), rtol=0, atol=1e-5)
+    assert filled.dtype == np.float64
+    assert (cache.hits, cache.misses) == (0, 12)
+    assert cache.seconds > 0
+
+
+@pytest.mark.parametrize("max_tokens", [1, 40, 10_000], ids=["a pack a group", "some packs", "one pack"])
+def test_values_do_not_depend_on_the_packs(max_tokens, tmp_path):
+    store, model = kit.token_store(tmp_path), kit.tiny_model()
+    done: list[tuple[int, int]] = []
+    filled = fill_all(model, store, open_cache(tmp_path), max_tokens=max_tokens, progress=lambda now, of: done.append((now, of)))
+    assert done == [(number + 1, len(done)) for number in range(len(done))]
+    assert_allclose(filled, fill_all(model, store, open_cache(tmp_path, weights="again")), rtol=0, atol=1e-6)
+
+
+def test_unused_responses_are_zero_and_cost_nothing(tmp_path):
+    store, cache = kit.token_store(tmp_path), open_cache(tmp_path)
+    used = np.zeros_like(store.valid)
+    assert_array_equal(fill_all(kit.tiny_model(), store, cache, used, score=never), np.zeros(used.shape))
+    used[1, 2] = True
+    filled = fill_all(kit.tiny_model(), store, cache, used)
+    assert (filled != 0).tolist() == used.tolist()
+    assert (cache.hits, cache.misses) == (0, 1)
+
+
+def test_identical_responses_are_one_entry(tmp_path):
+    store, cache = written(tmp_path / "store", [([5, 6], [[7, 8], [9, 2], [7, 8]])]), open_cache(tmp_path)
+    filled = fill_all(kit.tiny_model(), store, cache)
+    assert filled[0, 0] == filled[0, 2] != filled[0, 1]
+    assert cache.misses == len(contents(cache.path)) == 2
+
+
+def test_the_models_mode_comes_back_and_no_gradient_is_kept(tmp_path):
+    store, model = kit.token_store(tmp_path), kit.tiny_model().train()
+    modes = []
+    fill_all(model, store, open_cache(tmp_path), score=lambda m, batch: modes.append(m.training) or score_batch(m, batch))
+    assert modes and not any(modes)
+    assert model.training
+    assert all(weight.grad is None for weight in model.parameters())
+
+
+# what hits and what misses
+
+
+def test_a_second_fill_computes_nothing(tmp_path):
+    store, model = kit.token_store(tmp_path), kit.tiny_model()
+    first = open_cache(tmp_path)
+    filled = fill_all(model, store, first)
+    assert_array_equal(fill_all(model, store, first, score=never), filled)
+    assert first.hits == 12
+    first.close()
+    again = open_cache(tmp_path)
+    assert_array_equal(fill_all(model, store, again, score=never), filled)
+    assert (again.hits, again.misses) == (12, 0)
+
+
+@pytest.mark.parametrize("other", [{"weights": "other"}, {"dtype": "bfloat16"}, {"backend": "flex"}], ids=str)
+def test_weights_dtype_and_kernel_separate_entries(other, tmp_path):
+    store, model = kit.token_store(tmp_path), kit.tiny_model()
+    fill_all(model, store, open_cache(tmp_path))
+    cache = open_cache(tmp_path, **other)
+    fill_all(model, store, cache)
+    assert (cache.hits, cache.misses) == (0, 12)
+
+
+def test_content_not_place_addresses_an_entry(tmp_path):
+    """Order, subsets and copies of the data find what another order left."""
+    groups = [([5, 6], [[7, 8], [9, 2]]), ([3, 4, 5], [[7, 8, 2], [10, 11]]), ([20], [[21, 22], [7, 8]])]
+    model, cache = kit.tiny_model(), open_cache(tmp_path)
+    filled = fill_all(model, written(tmp_path / "a", groups), cache)
+    turned = written(tmp_path / "b", [(prompt, branches[::-1]) for prompt, branches in groups[::-1]])
+    assert_array_equal(fill_all(model, turned, cache, score=never), filled[::-1, ::-1])
+    some = written(tmp_path / "c", [groups[1], groups[1]])
+    assert_array_equal(fill_all(model, some, cache, score=never), filled[[1, 1]])
+
+
+def test_one_more_source_computes_only_that_source(tmp_path):
+    store, model, cache = kit.token_store(tmp_path, kit.random_groups(4, 3, 2)), kit.tiny_model(), open_cache(tmp_path)
+    two = np.array(store.valid & (np.asarray(store.source) < 2))
+    before = fill_all(model, store, cache, two)
+    seen = []
+
+    def counted(m, batch):
+        seen.extend(batch.source[batch.row >= 0].tolist())
+        return score_batch(m, batch)
+
+    after = fill_all(model, store, cache, score=counted)
+    assert set(seen) == {2}
+    assert (cache.hits, cache.misses) == (16, 16 + 8)
+    assert_array_equal(after[two], before[two])
+
+
+def test_the_key_holds_all_that_changes_the_number_and_nothing_else():
+    ids = np.array
+    key = response_key(ids([1, 2]), ids([3, 4]), 0)
+    assert key == response_key(ids([1, 2], np.int64), ids([3, 4], np.int32), 0)
+    others = [
+        response_key(ids([1]), ids([2, 3, 4]), 0),  # the boundary
+        response_key(ids([1, 2, 3]), ids([4]), 0),
+        response_key(ids([1, 2]), ids([3, 4]), 1),  # the trained span
+        response_key(ids([1, 2]), ids([3]), 0),  # truncation
+        response_key(ids([2, 1]), ids([3, 4]), 0),  # the prompt
+        response_key(ids([], np.int32), ids([1, 2, 3, 4]), 0),
+        response_key(ids([1, 2]), ids([3, 4, 0]), 0),
+    ]
+    assert len({key, *others}) == len(others) + 1
+
+
+def test_truncated_and_whole_responses_do_not_mix(tmp_path):
+    store = written(tmp_path / "store", [([5, 6], [[7, 8, 9, 10], [11, 2]])])
+    model, cache = kit.tiny_model(), open_cache(tmp_path)
+    whole, cut = fill_all(model, store, cache), fill_all(model, store, cache, truncate=4)
+    assert whole[0, 0] != cut[0, 0]
+    assert whole[0, 1] == cut[0, 1]
+    assert (cache.hits, cache.misses) == (1, 3)
+    short = written(tmp_path / "short", [([5, 6], [[7, 8], [11, 2]])])
+    assert_array_equal(fill_all(model, short, cache, score=never), cut)
+
+
+def test_untrained_tokens_are_context_only(tmp_path):
+    model, cache = kit.tiny_model(), open_cache(tmp_path)
+    trained = fill_all(model, written(tmp_path / "a", [([5, 6], [[7, 8, 9]])]), cache)
+    context = fill_all(model, written(tmp_path / "b", [([5, 6], [[7, 8, 9]])], untrained=1), cache)
+    first = fill_all(model, written(tmp_path / "c", [([5, 6], [[7]])]), cache)
+    assert_allclose(trained, context + first, rtol=0, atol=1e-6)
+    assert cache.misses == 3
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+def test_the_digest_tells_weights_apart(dtype):
+    model = kit.tiny_model(dtype=dtype)
+    digest = weights_digest(model)
+    assert digest == weights_digest(kit.tiny_model(dtype=dtype))
+    assert digest != weights_digest(model.to(torch.float16))
+    other = kit.tiny_model(dtype=dtype)
+    other.model.layers[1].mlp.up_proj.weight.data[3, 4] *= -1
+    assert digest != weights_digest(other)
+
+
+# kills and company
+
+
+def started(tmp_path: Path, store: TokenStore, seconds: float) -> subprocess.Popen:
+    command = [sys.executable, str(WORKER), str(tmp_path / "cache"), str(store.folder), str(seconds)]
+    environment = os.environ | {"PYTHONPATH": str(kit.ROOT / "src"), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for_entries(path: Path, count: int, process: subprocess.Popen) -> None:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and process.poll() is None:
+        if path.exists():
+            try:
+                database = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
+                (found,) = database.execute("SELECT count(*) FROM logps").fetchone()
+                database.close()
+                if found >= count:
+                    return
+            except sqlite3.OperationalError:  # the table is not there yet
+                pass
+        time.sleep(0.02)
+    process.kill()
+    pytest.fail(f"the worker never wrote {count} entries: {process.communicate()}")
+
+
+def test_a_killed_fill_is_taken_up_where_it_was(tmp_path):
+    store, model = kit.token_store(tmp_path, kit.random_groups(40, 1, 2)), kit.tiny_model()
+    path = open_cache(tmp_path).path
+    process = started(tmp_path, store, 0.03)
+    wait_for_entries(path, 6, process)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    process.communicate()
+    there = contents(path)
+    assert 6 <= len(there) < 80
+    assert len(there) % 2 == 0, "packs of two responses are written whole or not at all"
+    cache = open_cache(tmp_path)
+    filled = fill_all(model, store, cache)
+    assert (cache.hits, cache.misses) == (len(there), 80 - len(there))
+    assert_allclose(filled, fill_all(model, store, open_cache(tmp_path, weights="alone")), rtol=0, atol=1e-6)
+
+
+def test_two_processes_fill_one_cache(tmp_path):
+    store, model = kit.token_store(tmp_path, kit.random_groups(20, 1, 2)), kit.tiny_model()
+    processes = [started(tmp_path, store, 0.02) for _ in range(2)]
+    outputs = [process.communicate(timeout=60) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    cache = open_cache(tmp_path)
+    assert len(contents(cache.path)) == 40
+    shared = fill_all(model, store, cache, score=never)
+    assert_allclose(shared, fill_all(model, store, open_cache(tmp_path, weights="alone")), rtol=0, atol=1e-6)
+
+
+def _open_together(folder: Path, gate, answers) -> None:
+    gate.wait()
+    try:
+        open_cache(folder).put([(os.getpid().to_bytes(8, "big"), 1.0, 1)])
+        answers.put(None)
+    except BaseException as error:
+        answers.put(repr(error))
+
+
+def test_processes_may_create_the_file_at_the_same_moment(tmp_path):
+    context, count = multiprocessing.get_context("fork"), 4
+    for attempt in range(5):
+        gate, answers = context.Barrier(count), context.Queue()
+        folder = tmp_path / str(attempt)
+        processes = [context.Process(target=_open_together, args=(folder, gate, answers)) for _ in range(count)]
+        for process in processes:
+            process.start()
+        assert [answers.get(timeout=30) for _ in processes] == [None] * count
+        for process in processes:
+            process.join()
+        assert len(contents(open_cache(folder).path)) == count
+
+
+def test_the_first_writer_of_an_entry_stands(tmp_path):
+    one, two = open_cache(tmp_path), open_cache(tmp_path)
+    one.put([(b"a", -1.0, 2)])
+    two.put([(b"a", -1.5, 2), (b"b", -3.0, 4)])
+    assert one.get([b"a", b"b", b"c"]) == two.get([b"c", b"b", b"a"]) == {b"a": -1.0, b"b": -3.0}
+
+
+def test_a_transaction_that_breaks_leaves_nothing(tmp_path):
+    def rows():
+        yield b"a", -1.0, 2
+        raise KeyboardInterrupt
+
+    cache = open_cache(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        cache.put(rows())
+    assert cache.get([b"a"]) == {}
+    cache.put([(b"b", -2.0, 1)])
+    assert cache.get([b"a", b"b"]) == {b"b": -2.0}
+
+
+def test_many_keys_are_read_in_parts(tmp_path):
+    cache = open_cache(tmp_path)
+    rows = [(number.to_bytes(4, "big"), float(-number), 1) for number in range(2345)]
+    cache.put(rows)
+    assert cache.get([key for key, _, _ in rows]) == {key: value for key, value, _ in rows}
+
+
+def test_a_damaged_file_is_an_error_with_a_way_out(tmp_path):
+    path = open_cache(tmp_path).path
+    for leftover in path.parent.iterdir():
+        leftover.unlink()
+    path.write_bytes(b"this is no database" * 100)
+    with pytest.raises(FuserlError, match="reference cache cannot be opened") as caught:
+        open_cache(tmp_path)
+    assert "delete the file" in str(caught.value)
+    assert path.name in str(caught.value)
+
+
+def test_a_folder_that_cannot_be_made_is_an_error(tmp_path):
+    (tmp_path / "cache").write_text("a file")
+    with pytest.raises(FuserlError, match="reference cache cannot be opened"):
+        open_cache(tmp_path)
