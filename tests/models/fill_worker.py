@@ -8,12 +8,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import kit  # noqa: E402
-import numpy as np  # noqa: E402
+import kit
+import numpy as np
 
-from fuserl.models.reference import ReferenceCache, fill  # noqa: E402
-from fuserl.models.scoring import score_batch  # noqa: E402
-from fuserl.tokens.store import TokenStore  # noqa: E402
+from fuserl.models.reference import ReferenceCache, fill
+from fuserl.models.scoring import score_batch
+from fuserl.tokens.store import TokenStore
 
 
 def main(folder: str, store_folder: str, seconds: str) -> None:

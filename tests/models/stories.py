@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -84,8 +85,12 @@ class Pieces:
             piece = character.encode()
             ids += [self.ids[piece]] if piece in self.ids else [byte + 3 for byte in piece]
         while True:
-            merged = [self.ids.get(self.pieces[a] + self.pieces[b], -1) for a, b in zip(ids, ids[1:], strict=False)]
-            best = max(range(len(merged)), key=lambda place: self.scores[merged[place]] if merged[place] >= 0 else -np.inf, default=-1)
+            merged = [self.ids.get(self.pieces[a] + self.pieces[b], -1) for a, b in pairwise(ids)]
+            best = max(
+                range(len(merged)),
+                key=lambda place: self.scores[merged[place]] if merged[place] >= 0 else -np.inf,
+                default=-1,
+            )
             if best < 0 or merged[best] < 0:
                 return ids
             ids[best : best + 2] = [merged[best]]

@@ -9,6 +9,7 @@ import kit
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch.testing import assert_close
 
 from fuserl.errors import FuserlError
@@ -20,6 +21,11 @@ from fuserl.tokens.collate import collate
 
 LORA = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear"}
 NAMES = ["llama", "gemma2", "phi3", "gpt_neox"]
+
+
+def known_defect(what: str) -> pytest.MarkDecorator:
+    """The test says what is right; it fails loudly, as passing, once the defect is mended: then drop the mark."""
+    return pytest.mark.xfail(strict=True, reason=what)
 
 
 def adapted(model, seed: int = 0, **options):
@@ -86,9 +92,13 @@ def test_sampling_uses_the_adapters(batch):
     model = kit.tiny_model()
     policy = adapted(model)
     merged = copy.deepcopy(policy).merge_and_unload()
-    arguments = dict(n=1, max_new_tokens=10, temperature=0, stop_ids=set(), seed=0)
+    arguments = {"n": 1, "max_new_tokens": 10, "temperature": 0, "stop_ids": set(), "seed": 0}
     prompts = [[5, 6, 7], [8, 9]]
-    assert sample(policy, prompts, **arguments) == sample(merged, prompts, **arguments) != sample(model, prompts, **arguments)
+    assert (
+        sample(policy, prompts, **arguments)
+        == sample(merged, prompts, **arguments)
+        != sample(model, prompts, **arguments)
+    )
     with frozen(policy):
         assert sample(policy, prompts, **arguments) == sample(model, prompts, **arguments)
 
@@ -123,7 +133,8 @@ def test_a_policy_with_lora_from_a_folder(base_folder, batch):
     policy = load.load_policy(str(base_folder), lora=LORA)
     assert policy.training
     trained = {name for name, weight in policy.named_parameters() if weight.requires_grad}
-    assert trained and all("lora_" in name for name in trained)
+    assert trained
+    assert all("lora_" in name for name in trained)
     check_model(policy, "sdpa")
     assert_close(score_batch(policy, batch), score_batch(load.load_policy(str(base_folder)), batch), rtol=0, atol=0)
 
@@ -161,17 +172,57 @@ def test_a_second_adapter_starts_from_the_first_one_merged(base_folder, batch, t
         merged = load.load_policy(str(tmp_path / "sft"))
     assert not hasattr(merged, "disable_adapter")
     assert weights_digest(second) == weights_digest(merged) != weights_digest(first)
-    assert sum("lora_A" in name for name, _ in second.named_parameters()) == sum("lora_A" in name for name, _ in first.named_parameters())
+    assert sum("lora_A" in name for name, _ in second.named_parameters()) == sum(
+        "lora_A" in name for name, _ in first.named_parameters()
+    )
 
 
-@pytest.mark.parametrize("lora", [{"r": 4, "rank": 3}, {"r": 4, "target_modules": ["no_such_layer"]}, {"r": -1}], ids=str)
+@pytest.mark.parametrize(
+    "lora", [{"r": 4, "rank": 3}, {"r": 4, "target_modules": ["no_such_layer"]}, {"r": -1}], ids=str
+)
 def test_impossible_settings_are_one_clear_error(base_folder, lora):
     with pytest.raises(FuserlError, match="LoRA cannot be set up") as caught:
         load.load_policy(str(base_folder), lora=lora)
     assert "target.lora" in str(caught.value)
 
 
-def test_dropout_inside_adapters_is_the_users_own_wish(base_folder, batch):
+def test_a_training_policy_without_asked_for_dropout_repeats_itself(base_folder, batch):
     policy = load.load_policy(str(base_folder), lora=LORA)
+    assert policy.training
     assert torch.equal(score_batch(policy, batch), score_batch(policy, batch))
-    assert not any(isinstance(module, torch.nn.Dropout) and module.p for module in policy.modules())
+
+
+@pytest.mark.parametrize("options", [
+    {"target_modules": ["q_proj", "embed_tokens"]},
+    {"target_modules": ["q_proj"], "modules_to_save": ["lm_head", "embed_tokens"]},
+    pytest.param(
+        {"target_modules": ["q_proj", "lm_head"]},
+        marks=known_defect("only head.weight is read: the adapter is neither used nor trained"),
+    ),
+], ids=str)  # fmt: skip
+def test_adapters_around_embeddings_and_head_count_or_are_refused(options, batch):
+    try:
+        policy = adapted(kit.tiny_model(), **options)
+    except FuserlError:
+        return
+    assert_close(score_batch(policy, batch), score_padded(policy, batch), rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("pickled", [
+    "base",
+    pytest.param("base below an adapter", marks=known_defect("use_safetensors does not reach the adapter's base")),
+    pytest.param("adapter", marks=known_defect("peft reads adapter_model.bin where there are no safetensors")),
+])  # fmt: skip
+def test_pickled_weights_are_refused(pickled, base_folder, tmp_path):
+    target, victim = base_folder, base_folder / "model.safetensors"
+    if pickled != "base":
+        target = tmp_path / "adapter"
+        load.load_policy(str(base_folder), lora=LORA).save_pretrained(target)
+        victim = target / "adapter_model.safetensors" if pickled == "adapter" else victim
+    torch.save(
+        load_file(victim),
+        victim.with_name(victim.stem.replace("model", "pytorch_model", pickled != "adapter") + ".bin"),
+    )
+    victim.unlink()
+    with pytest.raises(FuserlError, match="safetensors"):
+        load.load_policy(str(target))

@@ -43,7 +43,9 @@ def pack(tmp_path: Path, prompts: list[list[int]], responses: list[list[list[int
     for number, (prompt, branches) in enumerate(zip(prompts, responses, strict=True)):
         answers = tuple(Response("s", str(sample), sample) for sample in range(len(branches)))
         group = PromptGroup(f"p{number}", (Message("user", str(number)),), answers)
-        writer.add(group, np.array(prompt, np.int32), [np.array(ids, np.int32) for ids in branches], [0] * len(branches))
+        writer.add(
+            group, np.array(prompt, np.int32), [np.array(ids, np.int32) for ids in branches], [0] * len(branches)
+        )
     store = writer.close()
     return collate(store, range(len(store)), np.array(store.valid))
 
@@ -74,8 +76,13 @@ def test_the_same_story_chosen_by_packed_scores(model, pieces, tmp_path, monkeyp
 @pytest.mark.parametrize("dense", [0, 384], ids=["a call a branch", "a call for short groups"])
 def test_stories_beside_each_other_score_as_alone(model, pieces, tmp_path, monkeypatch, dense):
     monkeypatch.setattr(sdpa, "DENSE", dense)
-    prompts = [[stories.BOS, *pieces.encode(text)] for text in (" Once upon a time,", " Tom had a big red ball. One day")]
-    answers = [[" there was a little girl named Lily.", " zqx!! xqz", " there was a dog."], [" he lost it.", " his mom said no."]]
+    prompts = [
+        [stories.BOS, *pieces.encode(text)] for text in (" Once upon a time,", " Tom had a big red ball. One day")
+    ]
+    answers = [
+        [" there was a little girl named Lily.", " zqx!! xqz", " there was a dog."],
+        [" he lost it.", " his mom said no."],
+    ]
     batch = pack(tmp_path, prompts, [[pieces.encode(text) for text in texts] for texts in answers])
     check_model(model, "sdpa")
     with torch.no_grad():

@@ -1,0 +1,90 @@
+"""Every YAML file is a test case."""
+
+from __future__ import annotations
+
+import kit
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from fuserl.cli import compose, config_folder
+from fuserl.objectives.terms import GroupScores
+from fuserl.training.folder import leaves, plain
+from fuserl.training.prepare import build_objective
+
+CONF = config_folder()
+
+
+def options(group: str) -> list[str]:
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+def scores() -> GroupScores:
+    zeros = torch.zeros(2, 6, dtype=torch.float64)
+    rewards = torch.tensor([[0.5, 0.45, 0.9, 0.85, 0.2, 0.7], [0.1, 0.05, 0.3, 0.25, 0.6, 0.0]], dtype=torch.float64)
+    source = torch.tensor([[0, 0, 1, 1, 2, 2]] * 2)
+    return GroupScores(zeros, zeros, torch.full((2, 6), 3), rewards, source, rewards, torch.ones(2, 6, dtype=torch.bool))
+
+
+@pytest.mark.parametrize("objective", options("objective"))
+@pytest.mark.parametrize("weights", options("weights"))
+def test_every_objective_runs_with_every_weight_rule(objective, weights):
+    cfg = compose("train", [f"objective={objective}", f"weights={weights}", "target_source=c"])
+    built, _ = build_objective(cfg, scores(), ("a", "b", "c"))
+    totals = built.loss(scores(), progress=0.5)
+    assert built.name == objective
+    assert totals.sum.isfinite().all()
+    assert (totals.count > 0).all()
+    assert built.select(scores()).any()
+
+
+@pytest.mark.parametrize("pairs", options("pairs"))
+def test_every_pairing_runs(pairs):
+    built, _ = build_objective(compose("train", ["objective=fusepo_dpo", f"pairs={pairs}"]), scores(), ("a", "b", "c"))
+    assert built.pairs(scores()).valid.any()
+
+
+@pytest.mark.parametrize("target", options("target"))
+def test_every_target_has_the_same_keys(target):
+    keys = OmegaConf.load(CONF / "target" / f"{target}.yaml").keys()
+    assert keys == OmegaConf.load(CONF / "target" / "miniature.yaml").keys()
+    assert compose("train", [f"target={target}"]).target.path
+
+
+@pytest.mark.parametrize("source", options("source"))
+def test_every_source_states_its_sampling(source):
+    cfg = OmegaConf.load(CONF / "source" / f"{source}.yaml")
+    assert {"name", "path", "revision", "licence", "sampling"} == set(cfg)
+    assert {"temperature", "top_p", "repetition_penalty", "samples"} == set(cfg.sampling)
+
+
+@pytest.mark.parametrize("recipe", options("recipe"))
+def test_every_stage_of_every_recipe_composes(recipe):
+    stages = OmegaConf.load(CONF / "recipe" / f"{recipe}.yaml").stages
+    assert len(stages) >= 2
+    for stage in stages:
+        cfg = compose("train", [*stage.overrides, "data=own", "data.path=somewhere"])
+        build_objective(cfg, scores(), ("a", "b", "c"))
+
+
+@pytest.mark.parametrize("logger", options("logger"))
+def test_every_logger_composes(logger):
+    assert compose("train", [f"logger={logger}"]) is not None
+
+
+def test_every_verb_composes_and_the_train_config_stays_small():
+    for verb in ("demo", "pipeline", "doctor"):
+        compose(verb, [])
+    knobs = [key for key, _ in leaves(plain(compose("train", ["objective=fusepo_dpo"])))]
+    assert len(knobs) <= 95, f"{len(knobs)} knobs; derive one, or delete one, before adding one"
+
+
+def test_two_data_files_differ_in_their_path_alone():
+    own, miniature = (dict(OmegaConf.to_container(OmegaConf.load(CONF / f"data/{n}.yaml"))) for n in ("own", "miniature"))
+    assert own.pop("path") != miniature.pop("path")
+    assert own == miniature
+
+
+def test_the_configuration_ships_in_the_wheel():
+    text = (kit.ROOT / "pyproject.toml").read_text()
+    assert '"conf" = "fuserl/conf"' in text
