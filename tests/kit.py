@@ -29,7 +29,9 @@ CONFIGS = {
     "gemma2": lambda: gemma2.Gemma2Config(**_SHAPE, head_dim=8, sliding_window=6, query_pre_attn_scalar=8),
     "mistral": lambda: mistral.MistralConfig(**_SHAPE, sliding_window=5),
     "phi3": lambda: phi3.Phi3Config(**_SHAPE),
-    "gpt_neox": lambda: gpt_neox.GPTNeoXConfig(**{k: v for k, v in _SHAPE.items() if k != "num_key_value_heads"}, rotary_pct=0.5),
+    "gpt_neox": lambda: gpt_neox.GPTNeoXConfig(
+        **{k: v for k, v in _SHAPE.items() if k != "num_key_value_heads"}, rotary_pct=0.5
+    ),
     "olmo2": lambda: olmo2.Olmo2Config(**_SHAPE),
     "cohere": lambda: cohere.CohereConfig(**_SHAPE, logit_scale=0.3),
     "granite": lambda: granite.GraniteConfig(**_SHAPE, logits_scaling=3.0, residual_multiplier=0.5),
@@ -75,14 +77,19 @@ def random_groups(num: int = 3, sources: int = 2, samples: int = 2, seed: int = 
     ]
 
 
-def token_store(folder: Path, groups: list[PromptGroup] | None = None, *, seed: int = 0, longest: int = 12) -> TokenStore:
+def token_store(
+    folder: Path, groups: list[PromptGroup] | None = None, *, seed: int = 0, longest: int = 12
+) -> TokenStore:
     """Random token ids for groups, without a tokenizer."""
     groups = groups or random_groups()
     rng = np.random.default_rng(seed)
     sources = sorted({response.source for group in groups for response in group.responses})
     writer = TokenWriter(folder / f"tokens-{seed}-{len(groups)}", sources)
     for group in groups:
-        ids = [rng.integers(3, VOCABULARY, rng.integers(2, longest)).astype(np.int32) for _ in range(1 + len(group.responses))]
+        ids = [
+            rng.integers(3, VOCABULARY, rng.integers(2, longest)).astype(np.int32)
+            for _ in range(1 + len(group.responses))
+        ]
         writer.add(group, ids[0], ids[1:], [0] * len(group.responses))
     return writer.close()
 

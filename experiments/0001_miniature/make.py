@@ -1,9 +1,9 @@
 """Makes the miniature: four source models and a weak target from scratch, their answers, their scores.
 
-    python experiments/0001_miniature/make.py train NAME WORK    one model: llama gemma2 qwen2 mistral target
-    python experiments/0001_miniature/make.py sample NAME WORK   four answers to every prompt
-    python experiments/0001_miniature/make.py write WORK         the data set and the target, into the package
-    python experiments/0001_miniature/make.py all WORK           everything, two models at a time; finished parts are skipped
+python experiments/0001_miniature/make.py train NAME WORK    one model: llama gemma2 qwen2 mistral target
+python experiments/0001_miniature/make.py sample NAME WORK   four answers to every prompt
+python experiments/0001_miniature/make.py write WORK         the data set and the target, into the package
+python experiments/0001_miniature/make.py all WORK           everything, two models at a time; finished parts are skipped
 """
 
 from __future__ import annotations
@@ -22,7 +22,14 @@ from random import Random
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoModelForCausalLM, Gemma2Config, LlamaConfig, MistralConfig, PreTrainedTokenizerFast, Qwen2Config
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma2Config,
+    LlamaConfig,
+    MistralConfig,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+)
 
 from fuserl.miniature.tasks import DOMAINS, TASKS, score
 
@@ -246,7 +253,11 @@ def row(prompt: str, index: int, split: str, answers: dict, rng: Random) -> dict
 
 def everything(work: Path) -> None:
     """Train two models at a time with one thread each, then sample and write."""
-    malloc = {"MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "8589934592", "MALLOC_TOP_PAD_": "268435456"}
+    malloc = {
+        "MALLOC_MMAP_THRESHOLD_": "4294967296",
+        "MALLOC_TRIM_THRESHOLD_": "8589934592",
+        "MALLOC_TOP_PAD_": "268435456",
+    }
     environment = os.environ | malloc | {"OMP_NUM_THREADS": "1"}
     waiting, running = ["target", *STRONG], []
     while waiting or running:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import difflib
 import os
-import re
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import fuserl
 from fuserl.errors import FuserlError
+from fuserl.settings import compose, config_folder, register_resolvers
 
 VERBS = {
     "demo": "the whole method on the small world that ships with the package, with a report",
@@ -18,19 +17,6 @@ VERBS = {
     "pipeline": "the stages of a recipe in turn, finished ones skipped",
     "doctor": "what this machine can do",
 }
-
-
-def config_folder() -> Path:
-    """`conf/`: inside the installed package, or at the root of a checkout."""
-    inside = Path(fuserl.__file__).parent / "conf"
-    return inside if inside.is_dir() else Path(fuserl.__file__).parents[2] / "conf"
-
-
-def register_resolvers() -> None:
-    """`${package:path}` is a path inside the installed package."""
-    from omegaconf import OmegaConf
-
-    OmegaConf.register_new_resolver("package", lambda path: str(Path(fuserl.__file__).parent / path), replace=True)
 
 
 def main() -> None:
@@ -70,7 +56,9 @@ def run_verb(verb: str, overrides: list[str]) -> None:
     """
     if verb not in VERBS:
         near = difflib.get_close_matches(verb, VERBS, n=1)
-        raise FuserlError(f"there is no verb `{verb}`", hint=f"did you mean `{near[0]}`?" if near else "see `fuserl --help`")
+        raise FuserlError(
+            f"there is no verb `{verb}`", hint=f"did you mean `{near[0]}`?" if near else "see `fuserl --help`"
+        )
     register_resolvers()
     if not any(flag.startswith("-") for flag in overrides):
         _function(verb)(compose(verb, overrides))
@@ -87,63 +75,6 @@ def _function(verb: str) -> Callable:
     from importlib import import_module
 
     return getattr(import_module(f"fuserl.training.{'run' if verb == 'train' else verb}"), verb)
-
-
-def compose(verb: str, overrides: list[str]):
-    """The configuration of a verb, without running it.
-
-    Raises:
-        FuserlError: a setting or an option of a group does not exist, with the nearest one that does.
-    """
-    from hydra import compose as hydra_compose
-    from hydra import initialize_config_dir
-    from hydra.core.global_hydra import GlobalHydra
-    from hydra.errors import HydraException
-    from omegaconf.errors import OmegaConfBaseException
-
-    register_resolvers()
-    GlobalHydra.instance().clear()
-    try:
-        with initialize_config_dir(version_base="1.3", config_dir=str(config_folder())):
-            try:
-                cfg = hydra_compose(verb, overrides)
-            except (HydraException, OmegaConfBaseException) as error:
-                raise _config_error(error, verb, overrides, hydra_compose) from error
-    finally:
-        GlobalHydra.instance().clear()
-    _require_complete(cfg)
-    return cfg
-
-
-def _require_complete(cfg) -> None:
-    from omegaconf import OmegaConf
-
-    missing = sorted(OmegaConf.missing_keys(cfg))
-    if missing:
-        raise FuserlError(
-            f"{', '.join(f'`{key}`' for key in missing)} must be given", hint=f"add `{missing[0]}=...` to the command"
-        )
-
-
-def _config_error(error: Exception, verb: str, overrides: list[str], hydra_compose: Callable) -> FuserlError:
-    """Hydra's complaint in our form, with the nearest existing key."""
-    text = " ".join(" ".join(str(part) for part in (error, error.__cause__) if part).split())
-    key = re.search(r"Key '([^']+)' is not in struct", text) or re.search(r"Could not override '([^']+)'", text)
-    if key:
-        from fuserl.training.folder import leaves
-
-        wanted = next((o.split("=")[0].lstrip("+~") for o in overrides if key[1] in o.split("=")[0]), key[1])
-        groups = [o for o in overrides if "/" not in o and (config_folder() / o.split("=")[0]).is_dir()]
-        try:
-            from omegaconf import OmegaConf
-
-            known = [k for k, _ in leaves(OmegaConf.to_container(hydra_compose(verb, groups)))]
-        except Exception:  # the groups themselves may be wrong; then there is no list to choose from
-            known = []
-        near = difflib.get_close_matches(wanted, known, n=1, cutoff=0.5)
-        hint = f"did you mean `{near[0]}`?" if near else f"`fuserl {verb} --help` lists the settings"
-        return FuserlError(f"there is no setting `{wanted}`", where=f"`fuserl {verb}`", hint=hint)
-    return FuserlError(text, where=f"settings of `fuserl {verb}`", hint=f"`fuserl {verb} --help` lists settings and groups")
 
 
 if __name__ == "__main__":

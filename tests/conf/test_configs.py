@@ -7,9 +7,8 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from fuserl.cli import compose, config_folder
 from fuserl.objectives.terms import GroupScores
-from fuserl.training.folder import leaves, plain
+from fuserl.settings import compose, config_folder, leaves, plain
 from fuserl.training.prepare import build_objective
 
 CONF = config_folder()
@@ -23,7 +22,9 @@ def scores() -> GroupScores:
     zeros = torch.zeros(2, 6, dtype=torch.float64)
     rewards = torch.tensor([[0.5, 0.45, 0.9, 0.85, 0.2, 0.7], [0.1, 0.05, 0.3, 0.25, 0.6, 0.0]], dtype=torch.float64)
     source = torch.tensor([[0, 0, 1, 1, 2, 2]] * 2)
-    return GroupScores(zeros, zeros, torch.full((2, 6), 3), rewards, source, rewards, torch.ones(2, 6, dtype=torch.bool))
+    return GroupScores(
+        zeros, zeros, torch.full((2, 6), 3), rewards, source, rewards, torch.ones(2, 6, dtype=torch.bool)
+    )
 
 
 @pytest.mark.parametrize("objective", options("objective"))
@@ -80,7 +81,9 @@ def test_every_verb_composes_and_the_train_config_stays_small():
 
 
 def test_two_data_files_differ_in_their_path_alone():
-    own, miniature = (dict(OmegaConf.to_container(OmegaConf.load(CONF / f"data/{n}.yaml"))) for n in ("own", "miniature"))
+    own, miniature = (
+        dict(OmegaConf.to_container(OmegaConf.load(CONF / f"data/{n}.yaml"))) for n in ("own", "miniature")
+    )
     assert own.pop("path") != miniature.pop("path")
     assert own == miniature
 

@@ -149,7 +149,6 @@ def test_sampling_between_packs_changes_neither(tmp_path):
     assert torch.equal(score_batch(model, batch), scores)
 
 
-@pytest.mark.xfail(strict=True, reason="sample asks for the logits of the whole prompt: pass logits_to_keep=1")
 def test_a_prompts_logits_are_computed_at_its_end_only():
     class Widest(TorchDispatchMode):
         rows = 0
@@ -179,14 +178,11 @@ UNUSUAL = {
     ),
     "no attention interface": lambda: transformers.BloomConfig(vocab_size=64, hidden_size=32, n_layer=2, n_head=4),
 }
-SILENT = pytest.mark.xfail(
-    strict=True, reason="scored wrongly without a word: the check's oracle shares our attention and is short"
-)
 
 
 @pytest.mark.parametrize("trait", [
-    pytest.param("attention sinks", marks=SILENT),
-    pytest.param("a window known to the mask only", marks=SILENT),
+    "attention sinks",
+    "a window known to the mask only",
     "a state across tokens", "learned positions", "no attention interface",
 ])  # fmt: skip
 def test_a_model_is_scored_rightly_or_refused(trait, tmp_path):

@@ -23,11 +23,6 @@ LORA = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear"}
 NAMES = ["llama", "gemma2", "phi3", "gpt_neox"]
 
 
-def known_defect(what: str) -> pytest.MarkDecorator:
-    """The test says what is right; it fails loudly, as passing, once the defect is mended: then drop the mark."""
-    return pytest.mark.xfail(strict=True, reason=what)
-
-
 def adapted(model, seed: int = 0, **options):
     """A LoRA around a copy of the model, as far from it as after much training."""
     wrapped = load._with_lora(copy.deepcopy(model), LORA | options, checkpointing=False)
@@ -197,7 +192,6 @@ def test_a_training_policy_without_asked_for_dropout_repeats_itself(base_folder,
     {"target_modules": ["q_proj"], "modules_to_save": ["lm_head", "embed_tokens"]},
     pytest.param(
         {"target_modules": ["q_proj", "lm_head"]},
-        marks=known_defect("only head.weight is read: the adapter is neither used nor trained"),
     ),
 ], ids=str)  # fmt: skip
 def test_adapters_around_embeddings_and_head_count_or_are_refused(options, batch):
@@ -210,8 +204,8 @@ def test_adapters_around_embeddings_and_head_count_or_are_refused(options, batch
 
 @pytest.mark.parametrize("pickled", [
     "base",
-    pytest.param("base below an adapter", marks=known_defect("use_safetensors does not reach the adapter's base")),
-    pytest.param("adapter", marks=known_defect("peft reads adapter_model.bin where there are no safetensors")),
+    "base below an adapter",
+    "adapter",
 ])  # fmt: skip
 def test_pickled_weights_are_refused(pickled, base_folder, tmp_path):
     target, victim = base_folder, base_folder / "model.safetensors"

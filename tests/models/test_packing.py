@@ -98,7 +98,9 @@ def test_the_logits_never_exist_as_a_whole(tmp_path):
     with Largest() as seen:
         score_batch(model, batch, chunk=16).sum().backward()
     assert seen.rows <= kit.VOCABULARY  # the weight's gradient is [V, D]; logits have 16 rows at most
-    assert_close(summed(per_token(model, batch, backend="sdpa", chunk=16), batch), score_batch(model, batch, chunk=4096))
+    assert_close(
+        summed(per_token(model, batch, backend="sdpa", chunk=16), batch), score_batch(model, batch, chunk=4096)
+    )
 
 
 def test_the_start_up_check_refuses_a_model_that_cannot_be_packed(monkeypatch):

@@ -216,9 +216,6 @@ def test_the_digest_tells_weights_apart(dtype):
     assert digest != weights_digest(other)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="the digest holds weights alone: hash what the config says about the forward pass too"
-)
 def test_the_digest_tells_configurations_apart(tmp_path):
     """The same weights under another rotary base give other numbers."""
     store, digests, values = kit.token_store(tmp_path), [], []

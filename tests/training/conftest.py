@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPTNeoXConfig
 
-from fuserl.cli import compose
+from fuserl.settings import compose
 from fuserl.training.run import train
 
 
@@ -36,18 +36,29 @@ SMALL = (
 )  # fmt: skip
 
 
-@pytest.fixture()
+@pytest.fixture
 def settings(target, tmp_path):
     """`settings(objective, *more)`: overrides of a small exact run; output is tmp_path/run."""
 
     def build(objective: str, *more: str, output: str = "run") -> list[str]:
-        small = [s for s in SMALL if not (s.startswith("objective.") and objective in ("fusepo_simpo", "fusepo_rloo", "wrpo"))]
-        return [*small, f"objective={objective}", f"target.path={target}", f"output={tmp_path / output}", f"cache={tmp_path / 'cache'}", *more]
+        small = [
+            s
+            for s in SMALL
+            if not (s.startswith("objective.") and objective in ("fusepo_simpo", "fusepo_rloo", "wrpo"))
+        ]
+        return [
+            *small,
+            f"objective={objective}",
+            f"target.path={target}",
+            f"output={tmp_path / output}",
+            f"cache={tmp_path / 'cache'}",
+            *more,
+        ]
 
     return build
 
 
-@pytest.fixture()
+@pytest.fixture
 def run(settings):
     """`run(objective, *more)` trains in this process and gives the folder."""
 

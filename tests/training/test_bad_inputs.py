@@ -13,10 +13,11 @@ import pyarrow.parquet as pq
 import pytest
 from transformers import AutoTokenizer
 
-from fuserl.cli import compose, run_verb
+from fuserl.cli import run_verb
 from fuserl.errors import FuserlError
 from fuserl.records.formats import read_groups
 from fuserl.records.store import write_groups
+from fuserl.settings import compose
 from fuserl.training.run import train
 
 
@@ -95,7 +96,10 @@ BAD_ROWS = {
     "unknown verdict": (put_response(verdict="maybe"), "'maybe', not one of right"),
     "duplicate id": (put(prompt_id="p0"), "'p0' appears twice"),
     "row that is a list": (lambda row: [1, 2], "must be an object, not list"),
-    "half a preference": (lambda row: {"prompt": "a", "chosen": [], "rejected": []}, "must end with the assistant's turn"),
+    "half a preference": (
+        lambda row: {"prompt": "a", "chosen": [], "rejected": []},
+        "must end with the assistant's turn",
+    ),
 }
 
 
@@ -248,7 +252,9 @@ def test_the_single_sample_error_names_what_does_apply(tmp_path, settings):
         train(compose("train", settings("fusepo_dpo", *rows)))
     assert "pairs=across_sources" in caught.value.hint
     assert "fusesft" in caught.value.hint
-    assert train(compose("train", settings("fusepo_dpo", *rows, "pairs=across_sources", "max_steps=1", output="other"))).exists()
+    assert train(
+        compose("train", settings("fusepo_dpo", *rows, "pairs=across_sources", "max_steps=1", output="other"))
+    ).exists()
 
 
 TYPOS = {

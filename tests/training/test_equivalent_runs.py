@@ -61,10 +61,18 @@ def test_a_cached_reference_does_not_matter(run, tmp_path):
 @pytest.mark.parametrize("objective", ["fusesft", "fusepo_dpo"])
 def test_killed_twice_and_resumed_gives_the_same_bits(objective, run, settings, tmp_path):
     plain = run(objective, "max_steps=30", "trainer.max_tokens=200", output="plain")
-    command = [sys.executable, "-m", "fuserl", "train", *settings(objective, "max_steps=30", "trainer.max_tokens=200", output="killed")]
+    command = [
+        sys.executable,
+        "-m",
+        "fuserl",
+        "train",
+        *settings(objective, "max_steps=30", "trainer.max_tokens=200", output="killed"),
+    ]
     killed = tmp_path / "killed"
     for at_least in (3, 9):
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "1"})
+        process = subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "1"}
+        )
         deadline = time.time() + 90
         while process.poll() is None and time.time() < deadline and _step(killed) < at_least:
             time.sleep(0.01)
@@ -94,7 +102,9 @@ def test_lora_starts_from_its_reference_and_merges(run, target):
     assert moved
     assert all("query_key_value.weight" in name for name in moved)
     assert (folder / "adapter" / "adapter_config.json").exists()
-    second = run("fusepo_dpo", lora, f"target.path={folder / 'adapter'}", "trainer.first_step_tolerance=1e-9", output="on_top")
+    second = run(
+        "fusepo_dpo", lora, f"target.path={folder / 'adapter'}", "trainer.first_step_tolerance=1e-9", output="on_top"
+    )
     assert (second / "model" / "model.safetensors").exists()
 
 

@@ -87,7 +87,9 @@ def _table(table: Table) -> str:
 
 def _figure(figure: go.Figure) -> str:
     """Plotly reads names as a small HTML of its own, so every text in a figure is escaped before."""
-    return escaped(figure).to_html(full_html=False, include_plotlyjs=False, config={"displaylogo": False, "responsive": True})
+    return escaped(figure).to_html(
+        full_html=False, include_plotlyjs=False, config={"displaylogo": False, "responsive": True}
+    )
 
 
 def escaped(figure: go.Figure) -> go.Figure:

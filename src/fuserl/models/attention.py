@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from importlib.util import find_spec
 
@@ -24,7 +24,17 @@ from fuserl.models.layout import PackLayout
 from fuserl.models.sdpa import attend, attend_pack
 
 NAME = "fuserl"
-_packing: ContextVar[bool] = ContextVar("packing", default=False)
+
+
+@dataclass
+class Windows:
+    """Sliding windows that a forward asked for: in its masks, which packs do not use, and in its layers."""
+
+    by_masks: set[object] = field(default_factory=set)
+    by_layers: set[object] = field(default_factory=set)
+
+
+_packing: ContextVar[Windows | None] = ContextVar("packing", default=None)
 
 Kernel = Callable[..., Tensor]
 KERNELS: dict[str, Kernel] = {
@@ -45,12 +55,22 @@ class Availability:
 
 @contextmanager
 def packing() -> Iterator[None]:
-    """Within it, models build no mask: the layout says who sees whom."""
-    token = _packing.set(True)
+    """Within it, models build no mask: the layout says who sees whom.
+
+    Raises:
+        FuserlError: the model asked for a window in its masks alone, which a pack would not honour.
+    """
+    seen = Windows()
+    token = _packing.set(seen)
     try:
         yield
     finally:
         _packing.reset(token)
+    if unseen := seen.by_masks - seen.by_layers - {None}:
+        raise FuserlError(
+            f"the model has a sliding window of {sorted(map(str, unseen))[0]} tokens in its mask only, so it cannot be packed",
+            hint="use `trainer.packing=padded`",
+        )
 
 
 def fuserl_attention(
@@ -66,6 +86,14 @@ def fuserl_attention(
     **kwargs: object,
 ) -> tuple[Tensor, None]:
     """transformers' attention interface: [1, H, T, D] in, [1, T, H, D] out."""
+    if kwargs.get("s_aux") is not None:
+        raise FuserlError(
+            "the model's attention sinks are not supported",
+            where=f"architecture of `{type(module).__name__}`",
+            hint="train a model without attention sinks",
+        )
+    if (seen := _packing.get()) is not None:
+        seen.by_layers.add(sliding_window)
     scaling = scaling if scaling is not None else query.shape[-1] ** -0.5
     if pack is None:
         out = attend(query, key, value, attention_mask, scaling, softcap)
@@ -76,7 +104,8 @@ def fuserl_attention(
 
 def fuserl_mask(*args: object, **kwargs: object) -> Tensor | None:
     """No mask for packs; an explicit boolean one otherwise."""
-    if _packing.get():
+    if (seen := _packing.get()) is not None:
+        seen.by_masks.add(kwargs.get("local_size"))
         return None
     return sdpa_mask(*args, **{**kwargs, "allow_is_causal_skip": False})  # type: ignore[arg-type]
 
@@ -98,7 +127,9 @@ def choose(name: str, device: torch.device) -> str:
             return "sdpa"
         return next(kernel for kernel, found in backends().items() if found.ok)
     if name not in KERNELS:
-        raise FuserlError(f"there is no attention kernel `{name}`", where="`trainer.attention`", hint=f"auto, {', '.join(KERNELS)}")
+        raise FuserlError(
+            f"there is no attention kernel `{name}`", where="`trainer.attention`", hint=f"auto, {', '.join(KERNELS)}"
+        )
     found = backends()[name]
     if not found.ok or (name != "sdpa" and device.type != "cuda"):
         raise FuserlError(
@@ -136,7 +167,9 @@ def _checked(name: str, device: torch.device, dtype: torch.dtype, tolerance: flo
         group = torch.tensor([0] * 40 + [1] * 24)
         branch = torch.tensor([0] * 16 + [1] * 12 + [2] * 12 + [0] * 8 + [1] * 16)
         position = torch.tensor([*range(16), *range(16, 28), *range(16, 28), *range(8), *range(8, 24)])
-        query, key, value = (torch.randn(1, heads, 64, 64, generator=generator, dtype=torch.float64) for heads in (4, 2, 2))
+        query, key, value = (
+            torch.randn(1, heads, 64, 64, generator=generator, dtype=torch.float64) for heads in (4, 2, 2)
+        )
         layout = PackLayout.from_batch(*(column.to(device) for column in (group, branch, position)), backend=name)
         worst = 0.0
         for window in (None, 5):
@@ -145,7 +178,9 @@ def _checked(name: str, device: torch.device, dtype: torch.dtype, tolerance: flo
             got = KERNELS[name](*moved, layout, 0.125, window, None)
             worst = max(worst, float((got.cpu().double() - wanted).abs().max()))
     except Exception as error:  # whatever a kernel raises, it cannot be used
-        return Availability(False, f"failed its check: {str(error).splitlines()[0][:100] if str(error) else type(error).__name__}")
+        return Availability(
+            False, f"failed its check: {str(error).splitlines()[0][:100] if str(error) else type(error).__name__}"
+        )
     if not worst <= tolerance:
         return Availability(False, f"differs from the dense mask by {worst:.1e}")
     return Availability(True, f"checked: differs from the dense mask by at most {worst:.1e}")

@@ -43,7 +43,11 @@ def rows_of(layout: PackLayout) -> Rows:
             return torch.cat([torch.zeros(1, dtype=torch.long), lengths.cumsum(0)]).to(device, torch.int32)
 
         layout.derived["rows"] = Rows(
-            cumulative(q_lengths), cumulative(k_lengths), int(q_lengths.max()), int(k_lengths.max()), torch.cat(keys).to(device)
+            cumulative(q_lengths),
+            cumulative(k_lengths),
+            int(q_lengths.max()),
+            int(k_lengths.max()),
+            torch.cat(keys).to(device),
         )
     return layout.derived["rows"]
 
@@ -55,13 +59,21 @@ def _flat(states: Tensor, index: Tensor | None = None) -> Tensor:
 
 
 def torch_varlen(
-    query: Tensor, key: Tensor, value: Tensor, layout: PackLayout, scaling: float, window: int | None, softcap: float | None
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    layout: PackLayout,
+    scaling: float,
+    window: int | None,
+    softcap: float | None,
 ) -> Tensor:
     """torch.nn.attention.varlen (FlashAttention inside torch)."""
     from torch.nn.attention.varlen import varlen_attn
 
     if softcap is not None:
-        raise FuserlError("torch's varlen attention has no soft-capping", where="`trainer.attention`", hint="use flash_attn or flex")
+        raise FuserlError(
+            "torch's varlen attention has no soft-capping", where="`trainer.attention`", hint="use flash_attn or flex"
+        )
     rows = rows_of(layout)
     left = -1 if window is None else window - 1
     out = varlen_attn(
@@ -72,7 +84,13 @@ def torch_varlen(
 
 
 def flash_attn(
-    query: Tensor, key: Tensor, value: Tensor, layout: PackLayout, scaling: float, window: int | None, softcap: float | None
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    layout: PackLayout,
+    scaling: float,
+    window: int | None,
+    softcap: float | None,
 ) -> Tensor:
     """The flash-attn package."""
     from flash_attn import flash_attn_varlen_func
@@ -94,7 +112,13 @@ def _compiled_flex() -> Any:
 
 
 def flex(
-    query: Tensor, key: Tensor, value: Tensor, layout: PackLayout, scaling: float, window: int | None, softcap: float | None
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    layout: PackLayout,
+    scaling: float,
+    window: int | None,
+    softcap: float | None,
 ) -> Tensor:
     """Compiled FlexAttention over a block mask; lengths are padded to 128, where it is known to be sound."""
     import torch.nn.functional as F

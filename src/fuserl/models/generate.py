@@ -54,7 +54,7 @@ def _decode(
     finished = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
     given, cache, chosen = ids, None, []
     for _ in range(max_new_tokens):
-        out = model(input_ids=given, past_key_values=cache, use_cache=True)
+        out = model(input_ids=given, past_key_values=cache, use_cache=True, logits_to_keep=1)
         logits, cache = out.logits[:, -1].float(), out.past_key_values
         if temperature > 0:
             given = torch.multinomial(torch.softmax(logits / temperature, -1), 1, generator=generator)

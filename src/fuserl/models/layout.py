@@ -12,9 +12,7 @@ from torch import Tensor
 DENSE = 384  # tokens of a group up to which one padded, masked call beats a call for every branch
 
 
-def may_attend(
-    group: Int[Tensor, " T"], branch: Int[Tensor, " T"], position: Int[Tensor, " T"]
-) -> Bool[Tensor, "T T"]:
+def may_attend(group: Int[Tensor, " T"], branch: Int[Tensor, " T"], position: Int[Tensor, " T"]) -> Bool[Tensor, "T T"]:
     """May query i see key j? The definition of truth; only tests build it whole.
 
     A sliding window further asks that positions lie less than the window apart.

@@ -38,7 +38,9 @@ def load_policy(
     if Path(path).expanduser().is_dir() and (Path(path).expanduser() / "adapter_config.json").exists():
         model = _merged_adapter(path, dtype)
     else:
-        model = _load(AutoModelForCausalLM, path, dtype=_dtype(dtype), revision=revision, trust_remote_code=trust_remote_code)
+        model = _load(
+            AutoModelForCausalLM, path, dtype=_dtype(dtype), revision=revision, trust_remote_code=trust_remote_code
+        )
     _use_our_attention(model)
     _without_dropout(model)
     if checkpointing:
@@ -111,14 +113,22 @@ def _not_loadable(what: str, path: str, error: Exception) -> FuserlError:
 def _dtype(name: str) -> Any:
     dtype = name if name == "auto" else getattr(torch, name, None)
     if dtype != "auto" and not isinstance(dtype, torch.dtype):
-        raise FuserlError(f"there is no dtype `{name}`", where="`target.dtype`", hint="auto, float32, bfloat16, float16 or float64")
+        raise FuserlError(
+            f"there is no dtype `{name}`", where="`target.dtype`", hint="auto, float32, bfloat16, float16 or float64"
+        )
     return dtype
 
 
 def _merged_adapter(path: str, dtype: str) -> Any:
     from peft import AutoPeftModelForCausalLM
 
-    return _load(AutoPeftModelForCausalLM, path, dtype=_dtype(dtype)).merge_and_unload()
+    if not (Path(path).expanduser() / "adapter_model.safetensors").exists():
+        raise FuserlError(
+            "the adapter has no safetensors",
+            where=str(path),
+            hint="save it with safe_serialization=True; pickled weights can run code and are refused",
+        )
+    return _load(AutoPeftModelForCausalLM, path, dtype=_dtype(dtype), use_safetensors=True).merge_and_unload()
 
 
 def _use_our_attention(model: Any) -> None:
@@ -150,6 +160,15 @@ def _with_lora(model: Any, lora: dict[str, Any], checkpointing: bool) -> Any:
         config = LoraConfig(task_type="CAUSAL_LM", **{"lora_dropout": 0.0} | lora)
         if checkpointing:
             model.enable_input_require_grads()
-        return get_peft_model(model, config)
+        wrapped = get_peft_model(model, config)
     except (TypeError, ValueError) as error:
-        raise FuserlError(f"LoRA cannot be set up: {error}", where="`target.lora`", hint="the keys are those of peft.LoraConfig") from error
+        raise FuserlError(
+            f"LoRA cannot be set up: {error}", where="`target.lora`", hint="the keys are those of peft.LoraConfig"
+        ) from error
+    if any(".lora_" in name for name, _ in model.get_output_embeddings().named_parameters(prefix=".")):
+        raise FuserlError(
+            "LoRA on the output head would not be trained: the head runs in slices of its own",
+            where="`target.lora.target_modules`",
+            hint="leave `lm_head` out",
+        )
+    return wrapped

@@ -7,6 +7,7 @@ change the number does. SQLite keeps it whole under kills and several processes.
 from __future__ import annotations
 
 import hashlib
+import json
 import sqlite3
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -19,7 +20,7 @@ import torch
 from torch import nn
 
 from fuserl.errors import FuserlError
-from fuserl.models.scoring import score_batch
+from fuserl.models.scoring import causal_lm, score_batch
 from fuserl.tokens.collate import collate
 from fuserl.tokens.plan import GroupCosts, first_fit
 from fuserl.tokens.store import TokenStore
@@ -35,7 +36,7 @@ def response_key(prompt: np.ndarray, branch: np.ndarray, untrained: int) -> byte
 
 def weights_digest(model: nn.Module) -> str:
     """Of the weights the reference would use: names, shapes, dtypes, bytes. LoRA adapters do not count."""
-    content = hashlib.sha256()
+    content = hashlib.sha256(_forward_config(model).encode())
     with frozen(model):
         for name, weight in sorted(model.named_parameters()):
             if ".lora_" in name or "lora_magnitude" in name:
@@ -44,6 +45,13 @@ def weights_digest(model: nn.Module) -> str:
             content.update(f"{plain}{tuple(weight.shape)}{weight.dtype}".encode())
             content.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return content.hexdigest()[:24]
+
+
+def _forward_config(model: Any) -> str:
+    """The configuration that decides the forward: rope, norms, caps; not where the model came from or its dtype."""
+    free = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache", "architectures"}
+    config = causal_lm(model).config.to_diff_dict()
+    return json.dumps({key: value for key, value in config.items() if key not in free}, sort_keys=True, default=str)
 
 
 @contextmanager
@@ -74,7 +82,9 @@ class ReferenceCache:
         database = sqlite3.connect(self.path, timeout=120, isolation_level=None)
         database.execute("PRAGMA journal_mode=WAL")
         database.execute("PRAGMA synchronous=NORMAL")
-        database.execute("CREATE TABLE IF NOT EXISTS logps (key BLOB PRIMARY KEY, logps REAL, num_tokens INTEGER) WITHOUT ROWID")
+        database.execute(
+            "CREATE TABLE IF NOT EXISTS logps (key BLOB PRIMARY KEY, logps REAL, num_tokens INTEGER) WITHOUT ROWID"
+        )
         return database
 
     def get(self, keys: Iterable[bytes]) -> dict[bytes, float]:
@@ -133,7 +143,11 @@ def fill(
         missing[row, column] = key not in known
     cache.hits += sum(key in known for key in set(keys.values()))
     rows = np.flatnonzero(missing.any(axis=1))
-    packs = first_fit(tokens := GroupCosts.of(store, missing, rows, truncate).tokens, max(max_tokens, int(tokens.max()))) if len(rows) else []
+    packs = (
+        first_fit(tokens := GroupCosts.of(store, missing, rows, truncate).tokens, max(max_tokens, int(tokens.max())))
+        if len(rows)
+        else []
+    )
     was_training = model.training
     model.eval()
     with frozen(model):

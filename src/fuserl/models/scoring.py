@@ -16,7 +16,9 @@ from fuserl.objectives.terms import GroupScores
 from fuserl.tokens.collate import GroupBatch
 
 
-def score_batch(model: nn.Module, batch: GroupBatch, *, backend: str = "sdpa", chunk: int = 4096) -> Float[Tensor, " U"]:
+def score_batch(
+    model: nn.Module, batch: GroupBatch, *, backend: str = "sdpa", chunk: int = 4096
+) -> Float[Tensor, " U"]:
     """Summed log-probs (nats) of the pack's U unique responses; the prompt is computed once."""
     return summed(per_token(model, batch, backend=backend, chunk=chunk), batch)
 

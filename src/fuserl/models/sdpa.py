@@ -30,7 +30,13 @@ def attend(
 
 
 def dense_oracle(
-    query: Tensor, key: Tensor, value: Tensor, layout: PackLayout, scaling: float, window: int | None, softcap: float | None
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    layout: PackLayout,
+    scaling: float,
+    window: int | None,
+    softcap: float | None,
 ) -> Tensor:
     """The whole [T, T] mask at once: slow, simple, right."""
     mask = may_attend(layout.group, layout.branch, layout.position)
@@ -40,7 +46,13 @@ def dense_oracle(
 
 
 def attend_pack(
-    query: Tensor, key: Tensor, value: Tensor, layout: PackLayout, scaling: float, window: int | None, softcap: float | None
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    layout: PackLayout,
+    scaling: float,
+    window: int | None,
+    softcap: float | None,
 ) -> Tensor:
     """[1, H, T, D] by [1, KV, T, D] -> [1, H, T, D]."""
     parts: list[tuple[Tensor, Tensor]] = []

@@ -71,7 +71,9 @@ def read_groups(
     if form not in FORMS:
         raise FuserlError(f"there is no data format `{form}`", where="`data.format`", hint=f"one of {', '.join(FORMS)}")
     if on_bad_row not in ("error", "skip"):
-        raise FuserlError(f"`{on_bad_row}` is no way to treat bad rows", where="`data.on_bad_row`", hint="error or skip")
+        raise FuserlError(
+            f"`{on_bad_row}` is no way to treat bad rows", where="`data.on_bad_row`", hint="error or skip"
+        )
     report = report if report is not None else ReadReport()
     source, seen, before = str(path), set(), report.groups
     for where, row in _rows(path, split, form):
@@ -84,7 +86,9 @@ def read_groups(
             report.groups += 1
             yield group
     if report.groups == before and on_bad_row == "error":
-        raise FuserlError("the data set is empty", where=source, hint="a data set needs at least one prompt with a response")
+        raise FuserlError(
+            "the data set is empty", where=source, hint="a data set needs at least one prompt with a response"
+        )
 
 
 def _checked(row: Any, where: str, form: str, on_bad_row: str, report: ReadReport) -> Iterator[PromptGroup]:
@@ -129,8 +133,9 @@ def _rows(path: str | Path, split: str | None, form: str) -> Iterator[tuple[str,
             raise FuserlError(
                 f"the folder holds no split `{split}`" if split else "the folder holds no data set",
                 where=str(folder),
-                hint=f"it has {', '.join(splits_of(folder))}" if splits_of(folder) else "expected manifest.json with "
-                "groups-*.parquet, train.jsonl[.gz], or a saved `datasets` folder",
+                hint=f"it has {', '.join(splits_of(folder))}"
+                if splits_of(folder)
+                else "expected manifest.json with groups-*.parquet, train.jsonl[.gz], or a saved `datasets` folder",
             )
         yield from _rows(inside, None, form)
 
@@ -189,7 +194,9 @@ def _datasets_rows(path: str, split: str | None, *, is_path: bool) -> Iterator[t
     except Exception as error:
         looks_local = "/" not in path or path.startswith(("/", ".", "~")) or path.endswith(ENDINGS)
         raise FuserlError(
-            "no such file or folder" if looks_local else f"the data set cannot be loaded ({str(error).splitlines()[0][:120]})",
+            "no such file or folder"
+            if looks_local
+            else f"the data set cannot be loaded ({str(error).splitlines()[0][:120]})",
             where=path,
             hint="give `data.path` a folder, a file, or the name of a data set on the hub (which needs a network)",
         ) from error

@@ -77,7 +77,9 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         manifest = Manifest(**json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
-        raise FuserlError("the data set's manifest cannot be read", where=str(path), hint="write the data set again") from error
+        raise FuserlError(
+            "the data set's manifest cannot be read", where=str(path), hint="write the data set again"
+        ) from error
     if manifest.schema_version > SCHEMA_VERSION:
         raise FuserlError(
             f"the data set has schema version {manifest.schema_version}, this fuserl reads up to {SCHEMA_VERSION}",

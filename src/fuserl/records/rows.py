@@ -46,7 +46,9 @@ def group_of(row: Any, *, skip: bool, fallback_id: str) -> RowResult:
             responses=tuple(responses),
             domain=_text(row.get("domain") or "general", "domain"),
             reference=_optional_text(row.get("reference"), "reference"),
-            extra={k: v for k, v in row.items() if k not in ("prompt_id", "prompt", "responses", "domain", "reference")},
+            extra={
+                k: v for k, v in row.items() if k not in ("prompt_id", "prompt", "responses", "domain", "reference")
+            },
         )
     except BadField as error:
         if not skip:
@@ -139,7 +141,9 @@ def _text(value: Any, name: str) -> str:
 
 
 def _optional_text(value: Any, name: str) -> str | None:
-    return None if value is None or value == "" else _text(str(value) if isinstance(value, int | float) else value, name)
+    return (
+        None if value is None or value == "" else _text(str(value) if isinstance(value, int | float) else value, name)
+    )
 
 
 def _number(value: Any, name: str) -> float | None:

@@ -87,7 +87,11 @@ def iter_groups(folder: str | Path) -> Iterator[PromptGroup]:
             seen += 1
             yield _from_row(row)
         if seen != rows:
-            raise FuserlError(f"the file holds {seen} rows, its manifest says {rows}", where=str(path), hint="write the data set again")
+            raise FuserlError(
+                f"the file holds {seen} rows, its manifest says {rows}",
+                where=str(path),
+                hint="write the data set again",
+            )
 
 
 def parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
@@ -137,7 +141,8 @@ def _from_row(row: dict[str, Any]) -> PromptGroup:
         return json.loads(text) if text else empty
 
     responses = tuple(
-        Response(**r | {"sampling": loads(r["sampling"], None), "extra": loads(r["extra"], {})}) for r in row["responses"]
+        Response(**r | {"sampling": loads(r["sampling"], None), "extra": loads(r["extra"], {})})
+        for r in row["responses"]
     )
     prompt = tuple(Message(**message) for message in row["prompt"])
     return PromptGroup(row["prompt_id"], prompt, responses, row["domain"], row["reference"], loads(row["extra"], {}))

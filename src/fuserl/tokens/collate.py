@@ -1,9 +1,9 @@
 """A pack as one flat stream: prompt, its unique responses, the next prompt, ...
 
-    tokens    p p p | a a | b b b | q q | c c
-    group     0 0 0   0 0   0 0 0   1 1   1 1
-    branch    0 0 0   1 1   2 2 2   0 0   1 1      0 = the shared prompt
-    position  0 1 2   3 4   3 4 5   0 1   2 3      each branch continues its prompt
+tokens    p p p | a a | b b b | q q | c c
+group     0 0 0   0 0   0 0 0   1 1   1 1
+branch    0 0 0   1 1   2 2 2   0 0   1 1      0 = the shared prompt
+position  0 1 2   3 4   3 4 5   0 1   2 3      each branch continues its prompt
 """
 
 from __future__ import annotations
@@ -74,7 +74,10 @@ def collate(
             if first[number, column]:
                 room = None if truncate is None else truncate - len(store.prompt(row))
                 branch, lead = store.branch(row, column)[:room], int(store.untrained[row, column])
-                owner_of_kind[int(kind[number, column])] = stream.add_branch(prompt, branch, lead), max(0, len(branch) - lead)
+                owner_of_kind[int(kind[number, column])] = (
+                    stream.add_branch(prompt, branch, lead),
+                    max(0, len(branch) - lead),
+                )
             table[number, column], num_tokens[number, column] = owner_of_kind[int(kind[number, column])]
     width = max(1, int(np.flatnonzero(np.asarray(store.valid)[rows].any(axis=0)).max(initial=0)) + 1)
 

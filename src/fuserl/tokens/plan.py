@@ -34,7 +34,9 @@ def fitting(store: TokenStore, used: np.ndarray, *, max_length: int, on_too_long
     """
     if on_too_long not in ("drop", "truncate_response", "error"):
         raise FuserlError(
-            f"`{on_too_long}` is no way to treat long groups", where="`data.on_too_long`", hint="drop, truncate_response or error"
+            f"`{on_too_long}` is no way to treat long groups",
+            where="`data.on_too_long`",
+            hint="drop, truncate_response or error",
         )
     prompt = np.asarray(store.prompt_tokens)
     longest = prompt + np.where(used, store.branch_tokens, 0).max(axis=1)
@@ -165,7 +167,12 @@ def make_plan(
     Raises:
         FuserlError: a number is not positive, or one group alone is larger than a pack.
     """
-    for name, value in (("batch_size", batch_size), ("max_epochs", epochs), ("max_steps", max_steps or 1), ("trainer.devices", ranks)):
+    for name, value in (
+        ("batch_size", batch_size),
+        ("max_epochs", epochs),
+        ("max_steps", max_steps or 1),
+        ("trainer.devices", ranks),
+    ):
         if value < 1:
             raise FuserlError(f"`{name}` must be at least 1, not {value}", where=f"`{name}`")
     largest = int(costs.tokens.argmax())
@@ -213,4 +220,3 @@ def pack(tokens: np.ndarray, count: int, max_tokens: int) -> list[list[int]]:
         bins = first_fit(tokens, max_tokens)
         bins += [[] for _ in range(count - len(bins))]
     return bins
-

@@ -191,7 +191,9 @@ def _template_text(tokenizer: Any, chat_template: str | None) -> str:
     if chat_template.endswith((".jinja", ".j2")):
         path = Path(chat_template).expanduser()
         if not path.is_file():
-            raise FuserlError("the chat template file does not exist", where=str(path), hint="check `target.chat_template`")
+            raise FuserlError(
+                "the chat template file does not exist", where=str(path), hint="check `target.chat_template`"
+            )
         return path.read_text(encoding="utf-8")
     return chat_template
 

@@ -67,7 +67,9 @@ def _branched(group: PromptGroup, template: Template, rows: list[list[int]], pro
     untrained = [0] * len(fulls)
     if boundary < len(prompt):
         harmless = template.is_harmless(*(m.content for m in group.prompt), *(r.text for r in group.responses))
-        untrained = [_prompt_tokens(group, template, index, prompt_text, harmless, full) for index, full in enumerate(fulls)]
+        untrained = [
+            _prompt_tokens(group, template, index, prompt_text, harmless, full) for index, full in enumerate(fulls)
+        ]
         untrained = [max(0, count - boundary) for count in untrained]
     branches = tuple(np.array([*full[boundary:], template.end_of_turn], dtype=np.int32) for full in fulls)
     return EncodedGroup(np.array(prompt[:boundary], dtype=np.int32), branches, tuple(untrained))
@@ -80,7 +82,9 @@ def _prompt_tokens(
     if not harmless:  # no offsets over pieces: the tokens that prompt and whole have in common are prompt
         return _common(template.encode_prompt(group.prompt), full)
     spans = template.encode_texts([prompt_text + group.responses[index].text], offsets=True)["offset_mapping"][0]
-    return sum(end <= len(prompt_text) and (end > start or position == 0) for position, (start, end) in enumerate(spans))
+    return sum(
+        end <= len(prompt_text) and (end > start or position == 0) for position, (start, end) in enumerate(spans)
+    )
 
 
 def _common(a: Sequence[int], b: Sequence[int]) -> int:

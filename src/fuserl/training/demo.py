@@ -18,7 +18,6 @@ from rich.console import Console
 from rich.table import Table as Terminal
 
 import fuserl
-from fuserl.cli import compose
 from fuserl.evaluation import figures
 from fuserl.evaluation.report import Section, Table, Text, write_report
 from fuserl.evaluation.statistics import Interval, bootstrap, paired_difference
@@ -28,6 +27,7 @@ from fuserl.models.load import load_policy, load_tokenizer
 from fuserl.records.formats import read_groups
 from fuserl.records.manifest import write_text_atomically
 from fuserl.records.schema import PromptGroup
+from fuserl.settings import compose
 from fuserl.tokens.templates import load_template
 from fuserl.training.quiet import quiet
 from fuserl.training.run import train
@@ -73,12 +73,22 @@ def demo(cfg: DictConfig) -> Path:
         folder = output / slug(run.name)
         say(f"[{number}/{len(RUNS)}] {run.name}")
         start = [] if run.start is None else [f"target.path='{output / slug(run.start) / 'model'}'"]
-        fixed = ["data=miniature", "target=miniature", "logger=csv", "trainer.progress_bar=false", "probe.score=fuserl.miniature.tasks.score"]
+        fixed = [
+            "data=miniature",
+            "target=miniature",
+            "logger=csv",
+            "trainer.progress_bar=false",
+            "probe.score=fuserl.miniature.tasks.score",
+        ]
         settings = [*fixed, "probe.prompts=64", "probe.max_new_tokens=24", f"seed={cfg.seed}", f"output='{folder}'"]
         train(compose("train", [*settings, *run.overrides, *start]))
         scores[run.name] = evaluated(folder / "model", folder / "test_scores.json", test, cfg)
     best = best_source(test)
-    scores = {"base": scores["base"], f"best source ({best[0]})": best[1], **{k: v for k, v in scores.items() if k != "base"}}
+    scores = {
+        "base": scores["base"],
+        f"best source ({best[0]})": best[1],
+        **{k: v for k, v in scores.items() if k != "base"},
+    }
     domains = np.array([group.domain for group in test])
     _print(scores, domains)
     _write(output, scores, domains, test)
@@ -156,7 +166,8 @@ def _write(output: Path, scores: dict[str, np.ndarray], domains: np.ndarray, tes
     header, rows, overall = cells(scores, domains)
     trained = list(scores)[2:]
     best = frozenset(
-        (2 + int(np.argmax([float(row[column].split()[0]) for row in rows[2:]])), column) for column in range(1, len(header))
+        (2 + int(np.argmax([float(row[column].split()[0]) for row in rows[2:]])), column)
+        for column in range(1, len(header))
     )
     drawn = {
         "scores": figures.intervals(overall, title="Test score with 95 % intervals", x="score"),
@@ -165,7 +176,9 @@ def _write(output: Path, scores: dict[str, np.ndarray], domains: np.ndarray, tes
         "validation_accuracy": _curves(output, "val/accuracy", "Preference accuracy on held-out pairs", "share"),
         "probe_score": _curves(output, "probe/score", "Sampled score of the probe", "score"),
         "weights": figures.bars(
-            {run.name: _summary(output, run.name)["weight_by_source"] for run in RUNS}, title="Weight by source", y="share"
+            {run.name: _summary(output, run.name)["weight_by_source"] for run in RUNS},
+            title="Weight by source",
+            y="share",
         ),
     }
     (output / "figures").mkdir(exist_ok=True)
@@ -224,5 +237,14 @@ def _cost(output: Path, names: list[str]) -> Table:
         found = _summary(output, name)
         ratio = found["tokens_naive"] / max(found["tokens_computed"], 1)
         seconds = f"{found['train_seconds']:.1f}"
-        rows.append([name, str(found["steps"]), seconds, f"{found['tokens_computed']:,}", f"{found['tokens_naive']:,}", f"{ratio:.1f}"])
+        rows.append(
+            [
+                name,
+                str(found["steps"]),
+                seconds,
+                f"{found['tokens_computed']:,}",
+                f"{found['tokens_naive']:,}",
+                f"{ratio:.1f}",
+            ]
+        )
     return Table(["run", "steps", "training seconds", "tokens computed", "tokens of separate forwards", "ratio"], rows)

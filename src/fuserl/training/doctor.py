@@ -15,7 +15,14 @@ from rich.table import Table
 from fuserl.models.attention import backends
 from fuserl.training.summary import gpu_name, versions
 
-EXTRAS = {"vllm": "vllm", "flash_attn": "flash", "deepspeed": "deepspeed", "ray": "ray", "mergekit": "merge", "lm_eval": "eval"}
+EXTRAS = {
+    "vllm": "vllm",
+    "flash_attn": "flash",
+    "deepspeed": "deepspeed",
+    "ray": "ray",
+    "mergekit": "merge",
+    "lm_eval": "eval",
+}
 
 
 def doctor(cfg: DictConfig) -> None:

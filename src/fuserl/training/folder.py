@@ -15,29 +15,16 @@ from omegaconf import DictConfig, OmegaConf
 
 from fuserl.errors import FuserlError
 from fuserl.records.manifest import write_text_atomically
+from fuserl.settings import leaves, plain
 
 # Settings that may change between a kill and its resume: they do not change what is computed.
 FREE = ("output", "resume", "logger", "trainer.accelerator", "trainer.devices", "trainer.progress_bar", "cache")
-
-
-def plain(cfg: DictConfig) -> dict[str, Any]:
-    """The resolved configuration as plain data."""
-    return OmegaConf.to_container(cfg, resolve=True)  # type: ignore[return-value]
 
 
 def decisive(config: Mapping[str, Any]) -> dict[str, Any]:
     """`dotted.key -> value` of everything that decides the result."""
     flat = dict(leaves(config))
     return {key: value for key, value in flat.items() if not any(key == f or key.startswith(f + ".") for f in FREE)}
-
-
-def leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every leaf of a nested mapping with its dotted key; lists are leaves."""
-    if isinstance(node, Mapping) and node:
-        for key, value in node.items():
-            yield from leaves(value, f"{prefix}.{key}" if prefix else str(key))
-    else:
-        yield prefix, node
 
 
 def digest(verb: str, config: Mapping[str, Any]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,7 @@ def make_loggers(cfg: DictConfig, folder: RunFolder, config: dict[str, Any]) -> 
     return loggers
 
 
-def wandb_logger(*, save_dir: str, project: str, group: str | None, tags: list[str]) -> Logger:
+def wandb_logger(*, save_dir: str, project: str, group: str | None, tags: Sequence[str]) -> Logger:
     """A W&B run named after the folder: continued on resume, offline where there is no key."""
     import hashlib
     import os

@@ -40,9 +40,7 @@ def decay_named(name: str) -> Callable[[float], float]:
     return known[name]
 
 
-def rate_factor(
-    step: int, *, num_steps: int, warmup: float, decay: Callable[[float], float], floor: float
-) -> float:
+def rate_factor(step: int, *, num_steps: int, warmup: float, decay: Callable[[float], float], floor: float) -> float:
     """Factor of the peak learning rate for optimiser step `step` (from 0).
 
     Args:

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from fuserl.cli import compose
 from fuserl.errors import FuserlError
-from fuserl.training.folder import digest, plain
+from fuserl.settings import compose, plain
+from fuserl.training.folder import digest
 from fuserl.training.run import train
 from fuserl.training.summary import say
 

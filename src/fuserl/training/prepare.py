@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -190,7 +189,8 @@ def _validation(
     used = np.array(objective.select(scores), dtype=bool)
     pairs = best_and_worst_of_each_source(scores)
     chosen, rejected = (
-        torch.zeros_like(scores.valid).scatter_reduce(1, side, pairs.valid, "amax") for side in (pairs.chosen, pairs.rejected)
+        torch.zeros_like(scores.valid).scatter_reduce(1, side, pairs.valid, "amax")
+        for side in (pairs.chosen, pairs.rejected)
     )
     used |= (chosen | rejected).numpy()
     used[np.arange(len(used)), best_response(scores.rewards, scores.valid).numpy()] = True

@@ -13,12 +13,13 @@ import lightning as L
 from omegaconf import DictConfig, OmegaConf
 
 from fuserl.errors import FuserlError
+from fuserl.settings import plain
 from fuserl.training import optim
 from fuserl.training.callbacks.build import Watchers, watchers
 from fuserl.training.checkpoints import AtomicCheckpointIO
 from fuserl.training.datamodule import GroupDataModule
 from fuserl.training.export import export_model
-from fuserl.training.folder import RunFolder, digest, plain
+from fuserl.training.folder import RunFolder, digest
 from fuserl.training.group_module import GroupModule
 from fuserl.training.loggers import MetricsCsv, make_loggers
 from fuserl.training.quiet import quiet
@@ -58,7 +59,13 @@ def _launch(cfg: DictConfig, folder: RunFolder) -> Path:
     """Fill the caches in this process, then hand the resolved configuration to torchrun."""
     with folder.locked():
         Setup(cfg)
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={cfg.trainer.devices}"]
+        command = [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            f"--nproc-per-node={cfg.trainer.devices}",
+        ]
         done = subprocess.run([*command, "-m", "fuserl.training.worker", str(folder.config)], check=False)
     if done.returncode:
         raise FuserlError(
@@ -162,7 +169,9 @@ def _write_results(
     }
     summary = summarise(folder, cfg, setup.prepared, csv.rows, measured)
     nll = summary["validation"].get("val/nll", {})
-    say(f"done: validation nll {nll.get('first', float('nan')):.4f} -> {nll.get('last', float('nan')):.4f} nats a token; {folder.path}")
+    say(
+        f"done: validation nll {nll.get('first', float('nan')):.4f} -> {nll.get('last', float('nan')):.4f} nats a token; {folder.path}"
+    )
 
 
 def _headline(setup: Setup, folder: RunFolder, start: int) -> str:

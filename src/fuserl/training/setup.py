@@ -34,7 +34,11 @@ def device_of(accelerator: str) -> torch.device:
     """
     cuda = torch.cuda.is_available()
     if accelerator in ("gpu", "cuda") and not cuda:
-        raise FuserlError("no GPU is visible", where="`trainer.accelerator`", hint="use `trainer.accelerator=cpu`, or see `fuserl doctor`")
+        raise FuserlError(
+            "no GPU is visible",
+            where="`trainer.accelerator`",
+            hint="use `trainer.accelerator=cpu`, or see `fuserl doctor`",
+        )
     return torch.device("cuda" if cuda and accelerator != "cpu" else "cpu")
 
 
@@ -79,7 +83,10 @@ class Setup:
         path = self.cfg.reference.path
         model = load_policy(path, dtype=dtype, lora=None, checkpointing=False).to(self.device) if path else self.policy
         cache = ReferenceCache(
-            self.cache / "reference", weights=weights_digest(model), dtype=str(next(model.parameters()).dtype), backend=self.backend
+            self.cache / "reference",
+            weights=weights_digest(model),
+            dtype=str(next(model.parameters()).dtype),
+            backend=self.backend,
         )
         started = time.perf_counter()
         prepared = self.prepared

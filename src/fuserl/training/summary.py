@@ -17,8 +17,9 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from fuserl.records.manifest import write_text_atomically
+from fuserl.settings import plain
 from fuserl.tokens.templates import Template
-from fuserl.training.folder import RunFolder, digest, plain
+from fuserl.training.folder import RunFolder, digest
 from fuserl.training.prepare import Prepared
 
 PACKAGES = ("fuserl", "torch", "lightning", "transformers", "tokenizers", "datasets", "peft", "hydra-core")

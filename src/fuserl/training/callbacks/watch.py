@@ -121,7 +121,9 @@ class SampleProbe(Callback):
             stop_ids=self.stop_ids,
             seed=self.seed,
         )
-        rows = [self._row(trainer.global_step, probe, answer[0]) for probe, answer in zip(self.probes, answers, strict=True)]
+        rows = [
+            self._row(trainer.global_step, probe, answer[0]) for probe, answer in zip(self.probes, answers, strict=True)
+        ]
         with self.path.open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         metrics = {name: _mean([row[name] for row in rows]) for name in ("tokens", "unfinished", "score")}
