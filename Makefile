@@ -26,7 +26,7 @@ test: setup  ## all tests
 check: setup  ## lint, types, import rules, tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports
 	$(MAKE) test
 

@@ -127,7 +127,7 @@ def test_trl_gets_the_same_pairs(tmp_path):
 
 def test_splits_depend_on_the_id_alone():
     groups = kit.random_groups(400)
-    rest, held_out = by_hash(groups, 0.25, "salt")
+    _, held_out = by_hash(groups, 0.25, "salt")
     assert 60 < len(held_out) < 140
     again = by_hash(groups[::-1], 0.25, "salt")[1]
     assert {g.id for g in again} == {g.id for g in held_out}

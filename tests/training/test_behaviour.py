@@ -95,7 +95,9 @@ def test_a_non_finite_gradient_names_its_groups(run, monkeypatch):
     from fuserl.training import group_module
 
     plain = group_module.table
-    monkeypatch.setattr(group_module, "table", lambda b, l: plain(b, l * (float("nan") if l.requires_grad else 1.0)))
+    monkeypatch.setattr(
+        group_module, "table", lambda batch, logps: plain(batch, logps * (float("nan") if logps.requires_grad else 1.0))
+    )
     with pytest.raises(FuserlError, match="not finite") as caught:
         run("fusesft")
     assert "mini-train-" in caught.value.where

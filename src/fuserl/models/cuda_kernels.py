@@ -7,7 +7,7 @@ index. With causality aligned to the bottom right that is exactly the mask, and 
 from __future__ import annotations
 
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, no_type_check
 
 import torch
 from torch import Tensor
@@ -93,7 +93,7 @@ def flash_attn(
     softcap: float | None,
 ) -> Tensor:
     """The flash-attn package."""
-    from flash_attn import flash_attn_varlen_func
+    from flash_attn import flash_attn_varlen_func  # pyright: ignore[reportMissingImports] (an extra)
 
     rows = rows_of(layout)
     out = flash_attn_varlen_func(
@@ -128,8 +128,11 @@ def flex(
     query, key, value = (F.pad(states, (0, 0, 0, padding)) for states in (query, key, value))
     mask = _block_mask(layout, length + padding, window)
 
-    def capped(score: Tensor, *_: Tensor) -> Tensor:
-        return softcap * torch.tanh(score / softcap)
+    cap = softcap or 1.0
+
+    @no_type_check  # its signature is read by the compiler
+    def capped(score, *_):
+        return cap * torch.tanh(score / cap)
 
     out = _compiled_flex()(
         query, key, value, block_mask=mask, scale=scaling, enable_gqa=query.shape[1] != key.shape[1],
@@ -146,7 +149,8 @@ def _block_mask(layout: PackLayout, length: int, window: int | None) -> Any:
         group = torch.nn.functional.pad(layout.group, padding, value=-1)
         branch, position = (torch.nn.functional.pad(column, padding) for column in (layout.branch, layout.position))
 
-        def visible(_b: Tensor, _h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        @no_type_check  # its signature is read by the compiler
+        def visible(_b, _h, i, j):
             seen = (group[i] == group[j]) & ((branch[i] == branch[j]) | (branch[j] == 0)) & (position[j] <= position[i])
             return seen if window is None else seen & (position[i] - position[j] < window)
 

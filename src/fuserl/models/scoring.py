@@ -94,7 +94,7 @@ def unpacked(batch: GroupBatch) -> list[tuple[Tensor, Tensor]]:
     return rows
 
 
-def causal_lm(model: nn.Module) -> Any:
+def causal_lm(model: Any) -> Any:
     """The causal LM inside a LoRA wrapper, or the model itself."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 

@@ -37,12 +37,16 @@ def write_preferences(groups: Iterable[PromptGroup], path: str | Path, *, pairs:
 
 def pairs_of(group: PromptGroup, pairs: str) -> Iterator[tuple[Response, Response]]:
     """Best and worst inside a source, where their rewards differ; the first of equals."""
-    scored = [response for response in group.responses if response.reward is not None]
+    scored = [(response.reward, response) for response in group.responses if response.reward is not None]
     if not scored:
         return
-    owner = max(scored, key=lambda response: response.reward).source
-    for source in dict.fromkeys(response.source for response in scored):
-        own = [response for response in scored if response.source == source]
-        best, worst = (choose(own, key=lambda response: response.reward) for choose in (max, min))
-        if best.reward > worst.reward and (pairs == "per_source" or source == owner):
-            yield best, worst
+
+    def reward(entry: tuple[float, Response]) -> float:
+        return entry[0]
+
+    owner = max(scored, key=reward)[1].source
+    for source in dict.fromkeys(response.source for _, response in scored):
+        own = [entry for entry in scored if entry[1].source == source]
+        best, worst = max(own, key=reward), min(own, key=reward)
+        if best[0] > worst[0] and (pairs == "per_source" or source == owner):
+            yield best[1], worst[1]

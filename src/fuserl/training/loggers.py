@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import csv
+import hashlib
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from hydra.utils import instantiate
+from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
@@ -71,13 +74,16 @@ def make_loggers(cfg: DictConfig, folder: RunFolder, config: dict[str, Any]) -> 
     return loggers
 
 
+def close_loggers(loggers: Sequence[Logger], *, success: bool) -> None:
+    """End every run, also after an exception: the next run of this process must not write into it."""
+    for logger in loggers:
+        logger.finalize("success" if success else "failed")
+        if isinstance(logger, WandbLogger):
+            logger.experiment.finish(exit_code=0 if success else 1)
+
+
 def wandb_logger(*, save_dir: str, project: str, group: str | None, tags: Sequence[str]) -> Logger:
     """A W&B run named after the folder: continued on resume, offline where there is no key."""
-    import hashlib
-    import os
-
-    from lightning.pytorch.loggers import WandbLogger
-
     key = bool(os.environ.get("WANDB_API_KEY")) or (Path.home() / ".netrc").exists()
     folder = Path(save_dir).resolve()
     return WandbLogger(

@@ -114,10 +114,10 @@ def _tally_pairs(into: Tally, scores: GroupScores, pairs: Pairs, domain: Tensor,
     tokens = [column(scores.num_tokens, side) for side in (pairs.chosen, pairs.rejected)]
     reference = [column(scores.reference_logps, side) for side in (pairs.chosen, pairs.rejected)]
     per_token = [logp / count.clamp(min=1) for logp, count in zip(logps, tokens, strict=True)]
-    if against_reference:
-        margin = (logps[0] - reference[0]) - (logps[1] - reference[1])
-    else:
-        margin = per_token[0] - per_token[1]
+    sides = (
+        [policy - anchor for policy, anchor in zip(logps, reference, strict=True)] if against_reference else per_token
+    )
+    margin = sides[0] - sides[1]
     one, every = torch.ones_like(margin), torch.ones_like(margin, dtype=torch.bool)
     values = {
         "chosen_logps": logps[0],

@@ -5,7 +5,7 @@ All mistakes of data and settings surface here, before a model is loaded.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,8 +17,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from fuserl.errors import FuserlError
 from fuserl.objectives.diagnose import require_applicable
-from fuserl.objectives.pairing import best_and_worst_of_each_source
-from fuserl.objectives.terms import GroupScores, Objective
+from fuserl.objectives.pairing import across_sources, best_and_worst_of_each_source
+from fuserl.objectives.terms import GroupScores, Objective, Pairs
 from fuserl.objectives.weights import auto_tau
 from fuserl.records.formats import ReadReport, read_groups, splits_of
 from fuserl.records.schema import PromptGroup
@@ -187,7 +187,7 @@ def _validation(
     store = encode_dataset(groups, template, cache / "tokens", source_names=sources)
     scores = scores_of(store)
     used = np.array(objective.select(scores), dtype=bool)
-    pairs = best_and_worst_of_each_source(scores)
+    pairs = reported_pairs(objective, scores)(scores)
     chosen, rejected = (
         torch.zeros_like(scores.valid).scatter_reduce(1, side, pairs.valid, "amax")
         for side in (pairs.chosen, pairs.rejected)
@@ -201,6 +201,14 @@ def _validation(
     count = objective.loss(scores, progress=0.0).count.detach().numpy()
     plan = _plan(cfg, store, used, rows, ranks, once=True)
     return Split(store, used, count, plan)
+
+
+def reported_pairs(objective: Objective, scores: GroupScores) -> Callable[[GroupScores], Pairs]:
+    """What validation compares: the objective's own pairs, else pairs inside sources, else across them."""
+    if objective.pairs is not None:
+        return objective.pairs
+    inside = bool(best_and_worst_of_each_source(scores).valid.any())
+    return best_and_worst_of_each_source if inside else across_sources
 
 
 def _plan(

@@ -21,7 +21,7 @@ from fuserl.training.datamodule import GroupDataModule
 from fuserl.training.export import export_model
 from fuserl.training.folder import RunFolder, digest
 from fuserl.training.group_module import GroupModule
-from fuserl.training.loggers import MetricsCsv, make_loggers
+from fuserl.training.loggers import MetricsCsv, close_loggers, make_loggers
 from fuserl.training.quiet import quiet
 from fuserl.training.setup import Setup
 from fuserl.training.summary import card, peak_memory_mb, say, summarise, write_manifest_of_run
@@ -107,8 +107,7 @@ def _run(cfg: DictConfig, folder: RunFolder) -> None:
             _write_results(cfg, setup, folder, csv, watching, trainer)
         done = True
     finally:
-        for logger in loggers:
-            logger.finalize("success" if done else "failed")
+        close_loggers(loggers, success=done)
 
 
 def _optimizer(cfg: DictConfig, num_steps: int) -> partial:

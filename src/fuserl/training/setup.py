@@ -18,11 +18,10 @@ from fuserl.models.attention import choose
 from fuserl.models.load import check_vocabulary, load_policy, load_tokenizer
 from fuserl.models.reference import ReferenceCache, fill, weights_digest
 from fuserl.models.scoring import check_model, score_batch, score_padded
-from fuserl.objectives.pairing import best_and_worst_of_each_source
 from fuserl.tokens.templates import Template, load_template
 from fuserl.training.datamodule import Split
 from fuserl.training.group_module import Report
-from fuserl.training.prepare import Prepared, prepare
+from fuserl.training.prepare import Prepared, prepare, reported_pairs, scores_of
 from fuserl.training.summary import say
 
 
@@ -112,6 +111,6 @@ class Setup:
             names = split.store.domains if split else []
             return torch.tensor([slices.domains.index(str(name)) for name in names], dtype=torch.long)
 
-        return Report(
-            slices, domains(self.prepared.train), domains(self.prepared.validation), best_and_worst_of_each_source
-        )
+        compared = self.prepared.validation or self.prepared.train
+        pairs = reported_pairs(self.prepared.objective, scores_of(compared.store))
+        return Report(slices, domains(self.prepared.train), domains(self.prepared.validation), pairs)
