@@ -39,7 +39,7 @@ def test_way_of_running_does_not_matter(objective, run):
     chosen = WAYS if objective == "fusepo_dpo" else {k: WAYS[k] for k in ("small packs", "padded")}
     for number, (name, way) in enumerate(chosen.items()):
         other = run(objective, *way, output=f"way{number}")
-        assert_same(other, plain, rtol=1e-8, atol=1e-11)
+        assert_same(other, plain, rtol=1e-8, atol=1e-9)
         ours, theirs = (json.loads((f / "summary.json").read_text()) for f in (other, plain))
         assert ours["last_train_loss"] == pytest.approx(theirs["last_train_loss"], rel=1e-8), name
         assert ours["validation"]["val/nll"]["last"] == pytest.approx(theirs["validation"]["val/nll"]["last"], rel=1e-8)

@@ -13,6 +13,7 @@ import lightning as L
 from omegaconf import DictConfig, OmegaConf
 
 from fuserl.errors import FuserlError
+from fuserl.records.manifest import write_text_atomically
 from fuserl.settings import plain
 from fuserl.training import optim
 from fuserl.training.callbacks.build import Watchers, watchers
@@ -57,8 +58,10 @@ def train(cfg: DictConfig) -> Path:
 
 def _launch(cfg: DictConfig, folder: RunFolder) -> Path:
     """Fill the caches in this process, then hand the resolved configuration to torchrun."""
+    launch = folder.path / ".launch.yaml"  # with its interpolations, which config.yaml has resolved
     with folder.locked():
         Setup(cfg)
+        write_text_atomically(launch, OmegaConf.to_yaml(cfg, resolve=False))
         command = [
             sys.executable,
             "-m",
@@ -66,7 +69,7 @@ def _launch(cfg: DictConfig, folder: RunFolder) -> Path:
             "--standalone",
             f"--nproc-per-node={cfg.trainer.devices}",
         ]
-        done = subprocess.run([*command, "-m", "fuserl.training.worker", str(folder.config)], check=False)
+        done = subprocess.run([*command, "-m", "fuserl.training.worker", str(launch)], check=False)
     if done.returncode:
         raise FuserlError(
             f"a training process ended with status {done.returncode}",
