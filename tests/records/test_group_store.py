@@ -128,7 +128,7 @@ def test_a_file_with_other_rows_than_the_manifest_says(tmp_path):
     write_groups(kit.random_groups(4), tmp_path / "a")
     write_groups(kit.random_groups(3), tmp_path / "b")
     (tmp_path / "b" / "groups-00000.parquet").replace(tmp_path / "a" / "groups-00000.parquet")
-    with pytest.raises(FuserlError, match="the file holds 3 rows, its manifest says 4"):
+    with pytest.raises(FuserlError, match="changed after it was written"):
         list(read_groups(tmp_path / "a"))
 
 

@@ -21,21 +21,23 @@ def looks_like(row: Any) -> str | None:
     """Which foreign form a row has; None for our own (or for nothing known)."""
     if not isinstance(row, Mapping) or "responses" in row:
         return None
-    if "chosen" in row and "rejected" in row:
-        return "trl"
     if "completions" in row or "all_generated_responses" in row:
         return "ultrafeedback"
+    if "chosen" in row and "rejected" in row:
+        return "trl"
     return "sharegpt" if "conversations" in row else None
 
 
 def from_ultrafeedback(row: Mapping[str, Any]) -> dict[str, Any]:
     """`instruction` with `completions` (model, response, overall_score), or `all_generated_responses` with scores."""
-    base = {"prompt": row.get("instruction") or row.get("prompt"), "domain": row.get("source") or "instruction"}
-    if "prompt_id" in row:
+    read = ("instruction", "prompt", "source", "completions", "all_generated_responses", "all_rm_scores", "model")
+    base = {key: value for key, value in row.items() if key not in read}
+    base |= {"prompt": row.get("instruction") or row.get("prompt"), "domain": row.get("source") or "instruction"}
+    if base.pop("prompt_id", None) is not None:
         base["prompt_id"] = str(row["prompt_id"])
     if "all_generated_responses" in row:
-        texts = list(row["all_generated_responses"] or [])
-        scores = list(row.get("all_rm_scores") or [None] * len(texts))
+        texts = _list(row, "all_generated_responses")
+        scores = _list(row, "all_rm_scores") if row.get("all_rm_scores") is not None else [None] * len(texts)
         if len(texts) != len(scores):
             raise BadField("all_rm_scores", f"has {len(scores)} entries for {len(texts)} responses")
         source = row.get("model") or "policy"
@@ -46,25 +48,29 @@ def from_ultrafeedback(row: Mapping[str, Any]) -> dict[str, Any]:
             ]
         }
     completions = row.get("completions")
-    if not isinstance(completions, list) or not all(isinstance(c, Mapping) for c in completions):
+    if not isinstance(completions, list) or not all(isinstance(completion, Mapping) for completion in completions):
         raise BadField("completions", "must be a list of objects")
-    return base | {
-        "responses": [
-            {"source": c.get("model"), "text": c.get("response"), "reward": c.get("overall_score")} for c in completions
-        ]
-    }
+    return base | {"responses": [_completion(completion) for completion in completions]}
+
+
+def _completion(row: Mapping[str, Any]) -> dict[str, Any]:
+    kept = {key: value for key, value in row.items() if key not in ("model", "response", "overall_score")}
+    return kept | {"source": row.get("model"), "text": row.get("response"), "reward": row.get("overall_score")}
 
 
 def from_trl(row: Mapping[str, Any]) -> dict[str, Any]:
     """prompt, chosen, rejected (texts or conversations): one source with two samples, rewards 1 and 0."""
     prompt, sides = row.get("prompt"), []
     for name in ("chosen", "rejected"):
-        side = row[name]
+        side = row.get(name)
         if isinstance(side, list):
             if not side or not isinstance(side[-1], Mapping) or side[-1].get("role") != "assistant":
                 raise BadField(name, "must end with the assistant's turn")
-            if prompt is None and name == "chosen":
-                prompt = side[:-1]
+            before = side[:-1]
+            prompt = before if prompt is None else prompt
+            said = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+            if before and before != said:
+                raise BadField(name, "answers another conversation than the row's prompt")
             side = side[-1].get("content")
         sides.append(side)
     kept = {key: value for key, value in row.items() if key not in ("prompt", "chosen", "rejected")}
@@ -80,20 +86,29 @@ def from_trl(row: Mapping[str, Any]) -> dict[str, Any]:
 
 def from_sharegpt(row: Mapping[str, Any]) -> dict[str, Any]:
     """`conversations` of from/value: all but the last turn is the prompt, the last is the one response."""
-    turns = row.get("conversations")
-    if not isinstance(turns, list) or not all(isinstance(turn, Mapping) for turn in turns):
+    turns = _list(row, "conversations")
+    if not all(isinstance(turn, Mapping) for turn in turns):
         raise BadField("conversations", "must be a list of objects")
     messages = []
     for index, turn in enumerate(turns):
         role = turn.get("from", turn.get("role"))
-        if role not in ROLE_OF:
+        if not isinstance(role, str) or role not in ROLE_OF:
             raise BadField(f"conversations[{index}].from", f"is {role!r}, not one of {', '.join(ROLE_OF)}")
         messages.append({"role": ROLE_OF[role], "content": turn.get("value", turn.get("content"))})
     if not messages or messages[-1]["role"] != "assistant":
         raise BadField("conversations", "must end with the assistant's turn")
-    base = {"prompt_id": str(row["id"])} if "id" in row else {}
+    base = {key: value for key, value in row.items() if key not in ("id", "conversations", "model")}
+    if row.get("id") is not None:
+        base["prompt_id"] = str(row["id"])
     answer = {"source": row.get("model") or "sharegpt", "text": messages[-1]["content"]}
     return base | {"prompt": messages[:-1], "responses": [answer]}
+
+
+def _list(row: Mapping[str, Any], name: str) -> list[Any]:
+    value = row.get(name)
+    if not isinstance(value, list):
+        raise BadField(name, f"must be a list, not {type(value).__name__}")
+    return value
 
 
 FOREIGN = {"ultrafeedback": from_ultrafeedback, "trl": from_trl, "sharegpt": from_sharegpt}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from fuserl.errors import FuserlError
 from fuserl.records.foreign import FOREIGN, looks_like
 from fuserl.records.rows import BadField, group_of
 from fuserl.records.schema import PromptGroup
-from fuserl.records.store import iter_groups, parquet_rows
+from fuserl.records.store import from_row, is_store_file, iter_groups, parquet_rows
 
 SPLITS = ("train", "validation", "test")
 ENDINGS = (".jsonl.gz", ".jsonl", ".json.gz", ".json", ".parquet")
@@ -40,7 +40,14 @@ def splits_of(path: str | Path) -> tuple[str, ...]:
     if not path.is_dir() or (path / "manifest.json").exists():
         return ()
     if (path / "dataset_dict.json").exists():
-        return tuple(json.loads((path / "dataset_dict.json").read_text())["splits"])
+        try:
+            return tuple(json.loads((path / "dataset_dict.json").read_text())["splits"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise FuserlError(
+                "the saved data set's list of splits cannot be read",
+                where=str(path / "dataset_dict.json"),
+                hint="save the data set again",
+            ) from error
     return tuple(split for split in SPLITS if _split_path(path, split))
 
 
@@ -100,6 +107,8 @@ def _checked(row: Any, where: str, form: str, on_bad_row: str, report: ReadRepor
         return
     try:
         name = form if form in FOREIGN else looks_like(row)
+        if name and not isinstance(row, Mapping):
+            raise BadField("row", f"must be an object, not {type(row).__name__}")
         row = FOREIGN[name](row) if name else row
         result = group_of(row, skip=on_bad_row == "skip", fallback_id=f"row-{report.rows - 1}")
     except BadField as error:
@@ -142,7 +151,9 @@ def _rows(path: str | Path, split: str | None, form: str) -> Iterator[tuple[str,
 
 def _file_rows(path: Path) -> Iterator[tuple[str, Any]]:
     if path.suffix == ".parquet":
-        yield from ((f"{path}, row {number}", row) for number, row in enumerate(parquet_rows(path)))
+        ours = is_store_file(path)
+        for number, row in enumerate(parquet_rows(path)):
+            yield f"{path}, row {number}", from_row(row) if ours else row
         return
     if not path.name.endswith(ENDINGS):
         raise FuserlError("the file's ending is not known", where=str(path), hint=f"one of {', '.join(ENDINGS)}")
@@ -190,7 +201,13 @@ def _datasets_rows(path: str, split: str | None, *, is_path: bool) -> Iterator[t
     try:
         data = load_from_disk(path) if is_path else load_dataset(path, split=split or "train")
         if isinstance(data, DatasetDict):
+            if (split or "train") not in data:
+                raise FuserlError(
+                    f"the data set has no split `{split or 'train'}`", where=path, hint=f"it has {', '.join(data)}"
+                )
             data = data[split or "train"]
+    except FuserlError:
+        raise
     except Exception as error:
         looks_local = "/" not in path or path.startswith(("/", ".", "~")) or path.endswith(ENDINGS)
         raise FuserlError(

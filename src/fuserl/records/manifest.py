@@ -28,6 +28,7 @@ class Manifest:
     digest: str
     files: dict[str, int]  # parquet file -> rows; a file that is missing or short was half-written
     schema_version: int = SCHEMA_VERSION
+    file_digests: dict[str, str] = field(default_factory=dict)  # SHA-256 of each file
     extra: dict[str, Any] = field(default_factory=dict)  # sampling, scorers, template hashes
 
 
@@ -75,18 +76,19 @@ def read_manifest(folder: Path) -> Manifest:
     """
     path = folder / "manifest.json"
     try:
-        manifest = Manifest(**json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        version = int(content.get("schema_version", SCHEMA_VERSION))
+        if version > SCHEMA_VERSION:
+            raise FuserlError(
+                f"the data set has schema version {version}, this fuserl reads up to {SCHEMA_VERSION}",
+                where=str(path),
+                hint="update fuserl",
+            )
+        return Manifest(**content)
+    except (OSError, ValueError, TypeError, AttributeError) as error:
         raise FuserlError(
             "the data set's manifest cannot be read", where=str(path), hint="write the data set again"
         ) from error
-    if manifest.schema_version > SCHEMA_VERSION:
-        raise FuserlError(
-            f"the data set has schema version {manifest.schema_version}, this fuserl reads up to {SCHEMA_VERSION}",
-            where=str(path),
-            hint="update fuserl",
-        )
-    return manifest
 
 
 def write_text_atomically(path: Path, text: str) -> None:

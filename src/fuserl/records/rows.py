@@ -108,12 +108,15 @@ def _response(row: Any, name: str, next_sample: dict[str, int]) -> Response:
     sample = row.get("sample")
     if sample is None:
         sample = next_sample.get(source, 0)
-    if isinstance(sample, bool) or not isinstance(sample, int) or sample < 0:
+    if isinstance(sample, bool) or not isinstance(sample, int) or not 0 <= sample < 2**31:
         raise BadField(f"{name}.sample", f"must be a whole number from 0, not {sample!r}")
     next_sample[source] = max(next_sample.get(source, 0), sample + 1)
     verdict = row.get("verdict")
     if verdict is not None and verdict not in VERDICTS:
         raise BadField(f"{name}.verdict", f"is {verdict!r}, not one of {', '.join(VERDICTS)} or null")
+    sampling = row.get("sampling")
+    if sampling is not None and not isinstance(sampling, Mapping):
+        raise BadField(f"{name}.sampling", f"must be an object or null, not {type(sampling).__name__}")
     known = ("source", "text", "sample", "reward", "verdict", "weight", "finish_reason", "sampling")
     return Response(
         source=source,
@@ -123,7 +126,7 @@ def _response(row: Any, name: str, next_sample: dict[str, int]) -> Response:
         verdict=verdict,
         weight=_number(row.get("weight"), f"{name}.weight"),
         finish_reason=_optional_text(row.get("finish_reason"), f"{name}.finish_reason"),
-        sampling=row.get("sampling"),
+        sampling=sampling,
         extra={key: item for key, item in row.items() if key not in known},
     )
 
@@ -151,6 +154,10 @@ def _number(value: Any, name: str) -> float | None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise BadField(name, f"must be a number or null, not {type(value).__name__}")
-    if not math.isfinite(value):
-        raise BadField(name, f"is {value}, not a finite number")
-    return float(value)
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
+        raise BadField(name, f"is {number}, not a finite number")
+    return number

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Iterable, Iterator
@@ -57,20 +58,42 @@ def write_groups(
     if folder.exists():
         raise FuserlError("the folder exists already", where=str(folder), hint="give another one, or delete it")
     part = folder.with_name(folder.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    counting, files, stream = Counting(), {}, iter(groups)
+    try:
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+        manifest = _write_parts(groups, part, manifest_extra or {}, rows_per_file)
+        part.rename(folder)
+    except (OSError, UnicodeError, pa.ArrowException) as error:
+        raise FuserlError(
+            f"the data set cannot be written ({error})",
+            where=str(folder),
+            hint="give a folder that can be written, and valid Unicode",
+        ) from error
+    return manifest
+
+
+def _write_parts(groups: Iterable[PromptGroup], part: Path, extra: dict[str, Any], rows_per_file: int) -> Manifest:
+    counting, files, digests, stream = Counting(), {}, {}, iter(groups)
     while chunk := list(islice(stream, rows_per_file)):
         name = f"groups-{len(files):05d}.parquet"
         for group in chunk:
             counting.add(group)
         table = pa.Table.from_pylist([_to_row(group) for group in chunk], schema=SCHEMA)
         pq.write_table(table, part / name, compression="zstd", row_group_size=1000)
-        files[name] = len(chunk)
-    manifest = counting.manifest(files, manifest_extra or {})
+        files[name], digests[name] = len(chunk), file_digest(part / name)
+    manifest = counting.manifest(files, extra)
+    manifest.file_digests = digests
     write_manifest(part, manifest)
-    part.rename(folder)
     return manifest
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file's bytes; empty where it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return ""
 
 
 def iter_groups(folder: str | Path) -> Iterator[PromptGroup]:
@@ -80,18 +103,34 @@ def iter_groups(folder: str | Path) -> Iterator[PromptGroup]:
         FuserlError: a file that the manifest names is missing, cut short, or has other rows.
     """
     folder = Path(folder)
-    for name, rows in read_manifest(folder).files.items():
+    manifest = read_manifest(folder)
+    for name, rows in manifest.files.items():
         path = folder / name
+        if (wanted := manifest.file_digests.get(name)) and file_digest(path) != wanted:
+            raise FuserlError(
+                "the parquet file is missing or half-written, or was changed after it was written",
+                where=str(path),
+                hint="copy or write it again",
+            )
         seen = 0
         for row in parquet_rows(path):
             seen += 1
-            yield _from_row(row)
+            yield _checked(row, path)
         if seen != rows:
             raise FuserlError(
                 f"the file holds {seen} rows, its manifest says {rows}",
                 where=str(path),
                 hint="write the data set again",
             )
+
+
+def _checked(row: dict[str, Any], path: Path) -> PromptGroup:
+    try:
+        return from_row(row)
+    except (KeyError, TypeError, ValueError) as error:
+        raise FuserlError(
+            f"a stored row cannot be read ({error!r})", where=str(path), hint="write the data set again"
+        ) from error
 
 
 def parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
@@ -127,16 +166,26 @@ def _to_row(group: PromptGroup) -> dict[str, Any]:
                 "verdict": r.verdict,
                 "weight": r.weight,
                 "finish_reason": r.finish_reason,
-                "sampling": json.dumps(dict(r.sampling)) if r.sampling is not None else None,
-                "extra": json.dumps(dict(r.extra)) if r.extra else None,
+                "sampling": json.dumps(dict(r.sampling), default=str) if r.sampling is not None else None,
+                "extra": json.dumps(dict(r.extra), default=str) if r.extra else None,
             }
             for r in group.responses
         ],
-        "extra": json.dumps(dict(group.extra)) if group.extra else None,
+        "extra": json.dumps(dict(group.extra), default=str) if group.extra else None,
     }
 
 
-def _from_row(row: dict[str, Any]) -> PromptGroup:
+def is_store_file(path: Path) -> bool:
+    """Whether a parquet file is a part of a data set that `write_groups` wrote."""
+    try:
+        return pq.read_schema(path).names == SCHEMA.names
+    except (OSError, pa.ArrowException):
+        return False
+
+
+def from_row(row: dict[str, Any]) -> PromptGroup:
+    """A stored row as a group; fields that we do not know come back from JSON."""
+
     def loads(text: str | None, empty: Any) -> Any:
         return json.loads(text) if text else empty
 

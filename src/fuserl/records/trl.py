@@ -31,7 +31,12 @@ def write_preferences(groups: Iterable[PromptGroup], path: str | Path, *, pairs:
                 for name, side in (("chosen", chosen), ("rejected", rejected))
             }
             rows.append(json.dumps({"prompt": prompt, **sides, "source": chosen.source}, ensure_ascii=False))
-    write_text_atomically(Path(path), "".join(row + "\n" for row in rows))
+    try:
+        write_text_atomically(Path(path), "".join(row + "\n" for row in rows))
+    except OSError as error:
+        raise FuserlError(
+            f"the file cannot be written ({error})", where=str(path), hint="give a folder that exists"
+        ) from error
     return len(rows)
 
 
