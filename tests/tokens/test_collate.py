@@ -27,7 +27,9 @@ def store_of(folder: Path, seed: int, groups: int = 4, responses: int = 5) -> To
         branches = [rng.integers(1, 3, rng.integers(3, 5)) for _ in texts]
         untrained = [int(n) for n in rng.integers(0, 3, len(texts))]
         group = real.group(f"{number}", *texts)
-        writer.add(type(group)(f"p{number}", group.prompt, group.responses), rng.integers(5, 50, 4), branches, untrained)
+        writer.add(
+            type(group)(f"p{number}", group.prompt, group.responses), rng.integers(5, 50, 4), branches, untrained
+        )
     return writer.close()
 
 
@@ -37,14 +39,20 @@ def sequences(batch: GroupBatch) -> dict[int, tuple[list[int], list[int], list[i
     Reads the stream token by token, as one would by eye.
     """
     found = {}
-    stream = list(zip(*(getattr(batch, name).tolist() for name in ("input_ids", "position_ids", "group", "branch")), strict=True))
+    stream = list(
+        zip(*(getattr(batch, name).tolist() for name in ("input_ids", "position_ids", "group", "branch")), strict=True)
+    )
     unique = 0
     for group in sorted({row[2] for row in stream}):
         mine = [row for row in stream if row[2] == group]
         prompt = [row for row in mine if row[3] == 0]
         for branch in sorted({row[3] for row in mine} - {0}):
             whole = prompt + [row for row in mine if row[3] == branch]
-            labels = [label for label, owner in zip(batch.labels.tolist(), batch.owner.tolist(), strict=True) if owner == unique]
+            labels = [
+                label
+                for label, owner in zip(batch.labels.tolist(), batch.owner.tolist(), strict=True)
+                if owner == unique
+            ]
             found[unique] = ([row[0] for row in whole], [row[1] for row in whole], labels)
             unique += 1
     return found

@@ -115,7 +115,8 @@ def test_a_bos_the_template_forgets_is_added_once_where_the_tokenizer_wants_it(t
     if tokenizer_name == "llama2":
         tokenizer.add_bos_token = True
     made = load_template(
-        tokenizer, chat_template="{% for m in messages %}{{ m['content'] }}{{ ' ' if loop.last else eos_token }}{% endfor %}"
+        tokenizer,
+        chat_template="{% for m in messages %}{{ m['content'] }}{{ ' ' if loop.last else eos_token }}{% endfor %}",
     )
     wants = tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
     assert wants == (tokenizer_name == "llama2")
@@ -157,7 +158,9 @@ def test_a_response_that_the_template_would_rewrite_is_taken_as_it_is():
 def test_without_an_end_of_turn_in_the_template_eos_is_appended_once():
     tokenizer = real.with_every_special("gpt2")
     tokenizer.bos_token, tokenizer.eos_token = None, "<|endoftext|>"
-    made = load_template(tokenizer, chat_template="{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}")
+    made = load_template(
+        tokenizer, chat_template="{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
+    )
     branch = encode_group(real.group("a", "b"), made).responses[0].tolist()
     assert branch[-1] == tokenizer.eos_token_id
     assert branch.count(tokenizer.eos_token_id) == 1

@@ -104,7 +104,9 @@ def _half(path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
-@pytest.mark.parametrize("name", ["tokens.npy", "rewards.npy", "start.npy", "prompt_start.npy", "valid.npy", "meta.json"])
+@pytest.mark.parametrize(
+    "name", ["tokens.npy", "rewards.npy", "start.npy", "prompt_start.npy", "valid.npy", "meta.json"]
+)
 @pytest.mark.parametrize("damage", [_half, Path.unlink, lambda path: path.write_bytes(b"\x00" * 200)])
 def test_damage_is_mended(tmp_path, name, damage):
     store = encoded(tmp_path)
@@ -154,7 +156,8 @@ def test_two_processes_at_once(tmp_path):
     context = multiprocessing.get_context("fork")
     barrier, results = context.Barrier(2), context.Queue()
     workers = [
-        context.Process(target=_encode_in_a_process, args=(tmp_path, str(tokenizer), barrier, results)) for _ in range(2)
+        context.Process(target=_encode_in_a_process, args=(tmp_path, str(tokenizer), barrier, results))
+        for _ in range(2)
     ]
     for worker in workers:
         worker.start()

@@ -203,7 +203,9 @@ def _datasets_rows(path: str, split: str | None, *, is_path: bool) -> Iterator[t
         if isinstance(data, DatasetDict):
             if (split or "train") not in data:
                 raise FuserlError(
-                    f"the data set has no split `{split or 'train'}`", where=path, hint=f"it has {', '.join(data)}"
+                    f"the data set has no split `{split or 'train'}`",
+                    where=path,
+                    hint=f"it has {', '.join(map(str, data))}",
                 )
             data = data[split or "train"]
     except FuserlError:
