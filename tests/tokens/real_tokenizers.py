@@ -70,9 +70,7 @@ def _from_ranks(name: str) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=converter.converted())
 
 
-@lru_cache(maxsize=3)
-def bare(name: str) -> Any:
-    """The tokenizer as published."""
+def _load(name: str) -> Any:
     data = kit.shared_data() / "tokenizers"
     if name in ("llama3", "qwen"):
         return _from_ranks(name)
@@ -85,10 +83,16 @@ def bare(name: str) -> Any:
     return PreTrainedTokenizerFast(tokenizer_file=str(data / name / "tokenizer.json"))
 
 
-@lru_cache(maxsize=1)
+@lru_cache
+def bare(name: str) -> Any:
+    """The tokenizer as published."""
+    return _load(name)
+
+
+@lru_cache
 def with_every_special(name: str) -> Any:
     """The tokenizer with the special tokens of all templates."""
-    tokenizer = bare(name)
+    tokenizer = _load(name)
     known = {token.content for token in tokenizer.added_tokens_decoder.values()}
     strings = sorted({string for specials, _, _ in TEMPLATES.values() for string in specials} - known)
     tokenizer.add_tokens([AddedToken(s, special=True, normalized=False) for s in strings], special_tokens=True)

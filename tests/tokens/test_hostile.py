@@ -28,8 +28,8 @@ def specials(made, encoded) -> list[list[int]]:
     return [[i for i in part.tolist() if i in added] for part in (encoded.prompt, *encoded.responses)]
 
 
-@pytest.mark.parametrize("tokenizer_name", [name for name in real.TOKENIZERS if name != "phi3"])
 @pytest.mark.parametrize("template_name", real.TEMPLATES)
+@pytest.mark.parametrize("tokenizer_name", [name for name in real.TOKENIZERS if name != "phi3"])
 def test_hostile_content_makes_no_special_token(tokenizer_name, template_name):
     made = real.template(tokenizer_name, template_name)
     usual = specials(made, encode_group(real.group("say x", "x now", "harmless"), made))

@@ -48,8 +48,8 @@ def check_untrained(made: Template, group, encoded: EncodedGroup) -> None:
         assert num_bytes(made, before) <= size < num_bytes(made, [*before, branch[untrained]])
 
 
-@every_tokenizer
 @pairs
+@every_tokenizer
 def test_a_pair(tokenizer_name, template_name):
     made = real.template(tokenizer_name, template_name)
     assert made.tokenizer.convert_ids_to_tokens(made.end_of_turn) == real.END_OF_TURN[template_name]
@@ -63,8 +63,8 @@ def test_a_pair(tokenizer_name, template_name):
             assert encoded.prompt[0] == bos
 
 
-@pytest.mark.parametrize("tokenizer_name", BYTE_LEVEL)
 @pairs
+@pytest.mark.parametrize("tokenizer_name", BYTE_LEVEL)
 def test_pieces_are_the_ordinary_encoding_where_content_is_harmless(tokenizer_name, template_name):
     """With it, sampling (`encode_prompt`) and training see the same prompt."""
     made = real.template(tokenizer_name, template_name)
