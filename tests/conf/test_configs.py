@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
+
 import kit
 import pytest
 import torch
 from omegaconf import OmegaConf
 
+from fuserl.errors import FuserlError
 from fuserl.objectives.terms import GroupScores
 from fuserl.settings import compose, config_folder, leaves, plain
 from fuserl.training.prepare import build_objective
@@ -68,6 +71,18 @@ def test_every_stage_of_every_recipe_composes(recipe):
         build_objective(cfg, scores(), ("a", "b", "c"))
 
 
+@pytest.mark.parametrize("recipe", ["fuserl_llama31_8b", "fusechat3_llama31_8b"])
+def test_a_recipe_for_a_large_model_needs_data_and_says_where_each_value_is_from(recipe):
+    path = CONF / "recipe" / f"{recipe}.yaml"
+    for stage in OmegaConf.load(path).stages:
+        with pytest.raises(FuserlError, match=r"`data.path` must be given"):
+            compose("train", list(stage.overrides))
+        assert compose("train", [*stage.overrides, "data.path=mine"]).data.path == "mine"
+    values = [line for line in path.read_text().splitlines() if "=" in line and not line.startswith("#")]
+    unmarked = [line for line in values if not re.search(r"# \[(paper|inferred|unknown)\]", line)]
+    assert all("data=own" in line for line in unmarked), unmarked
+
+
 @pytest.mark.parametrize("logger", options("logger"))
 def test_every_logger_composes(logger):
     assert compose("train", [f"logger={logger}"]) is not None
@@ -78,6 +93,19 @@ def test_every_verb_composes_and_the_train_config_stays_small():
         compose(verb, [])
     knobs = [key for key, _ in leaves(plain(compose("train", ["objective=fusepo_dpo"])))]
     assert len(knobs) <= 95, f"{len(knobs)} knobs; derive one, or delete one, before adding one"
+
+
+@pytest.mark.parametrize("objective", options("objective"))
+def test_a_user_can_set_at_most_80_things(objective):
+    """`_target_`, `_partial_` and copies of another setting are wiring, not knobs."""
+    tree = OmegaConf.to_container(compose("train", [f"objective={objective}"]), resolve=False)
+    copies = re.compile(r"\$\{[.\w]+\}")
+    knobs = [
+        key
+        for key, value in leaves(tree)
+        if not key.endswith(("_target_", "_partial_")) and not copies.fullmatch(str(value))
+    ]
+    assert len(knobs) <= 80, f"{len(knobs)} knobs"
 
 
 def test_two_data_files_differ_in_their_path_alone():
