@@ -23,7 +23,7 @@ def pack() -> PackLayout:
             group += [number] * length
             branch += [which] * length
             position += range(prompt, prompt + length) if which else range(length)
-    return PackLayout.from_batch(*map(torch.tensor, (group, branch, position)), backend="flex")
+    return PackLayout.from_columns(*map(torch.tensor, (group, branch, position)), backend="flex")
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from fuserl.models import layout, sdpa
+from fuserl.models import layout, pieces, sdpa
 from fuserl.models.scoring import check_model, per_token, score_batch, score_padded, summed, table
 from fuserl.tokens.collate import collate
 
@@ -30,10 +30,10 @@ def gradients(model, logps):
 @pytest.mark.parametrize("dense", [0, 384], ids=["a call a branch", "a call for short groups"])
 @pytest.mark.parametrize("name", list(kit.CONFIGS))
 def test_packed_equals_separate_padded_forwards(name, dense, tmp_path, monkeypatch):
-    monkeypatch.setattr(sdpa, "DENSE", dense)
+    monkeypatch.setattr(pieces, "DENSE", dense)
     model, batch = kit.tiny_model(name), batch_of(tmp_path)
     with kit.KeepDouble():
-        packed, padded = score_batch(model, batch, chunk=5), score_padded(model, batch)
+        packed, padded = score_batch(model, batch, rows=5), score_padded(model, batch)
         assert len(packed) == 12
         assert_close(packed, padded, rtol=0, atol=1e-10)
         fast, slow = gradients(model, packed), gradients(model, padded)
@@ -48,9 +48,9 @@ def test_a_neighbour_cannot_change_anything(name, tmp_path):
     victim = (batch.group == 1) & (batch.branch == 2)
     assert victim.any()
     with torch.no_grad():
-        before = per_token(model, batch, backend="sdpa", chunk=4096)
+        before = per_token(model, batch, backend="sdpa", rows=4096)
         changed = batch._replace(input_ids=torch.where(victim, (batch.input_ids + 5) % kit.VOCABULARY, batch.input_ids))
-        after = per_token(model, changed, backend="sdpa", chunk=4096)
+        after = per_token(model, changed, backend="sdpa", rows=4096)
     own = batch.owner == batch.owner[(batch.predict[:, None] == victim.nonzero()[:1]).any(1)][0]
     assert torch.equal(before[~own], after[~own])
     assert not torch.equal(before[own], after[own])
@@ -60,12 +60,21 @@ def test_a_neighbour_cannot_change_anything(name, tmp_path):
 @pytest.mark.parametrize("softcap", [None, 2.0])
 @pytest.mark.parametrize("dense", [0, 384])
 def test_kernel_equals_the_dense_mask(window, softcap, dense, tmp_path, monkeypatch):
-    monkeypatch.setattr(sdpa, "DENSE", dense)
+    monkeypatch.setattr(pieces, "DENSE", dense)
     batch = batch_of(tmp_path)
-    pack = layout.PackLayout.from_batch(batch.group, batch.branch, batch.position_ids, "sdpa")
-    query, key, value = (torch.randn(1, heads, len(batch.group), 8, dtype=torch.float64) for heads in (4, 2, 2))
-    got = sdpa.attend_pack(query, key, value, pack, 0.3, window, softcap)
-    assert_close(got, sdpa.dense_oracle(query, key, value, pack, 0.3, window, softcap), rtol=0, atol=1e-12)
+    pack = layout.PackLayout.from_columns(batch.group, batch.branch, batch.position_ids, "sdpa")
+    generator = torch.Generator().manual_seed(0)
+    states = [
+        torch.randn(1, heads, len(batch.group), 8, dtype=torch.float64, generator=generator).requires_grad_()
+        for heads in (4, 2, 2)
+    ]
+    upstream = torch.randn(1, 4, len(batch.group), 8, dtype=torch.float64, generator=generator)
+    got = sdpa.attend_pack(*states, pack, 0.3, window, softcap)
+    wanted = sdpa.dense_oracle(*states, pack, 0.3, window, softcap)
+    assert_close(got, wanted, rtol=0, atol=1e-12)
+    grads, wanted_grads = (torch.autograd.grad((out * upstream).sum(), states) for out in (got, wanted))
+    for grad, wanted_grad in zip(grads, wanted_grads, strict=True):
+        assert_close(grad, wanted_grad, rtol=0, atol=1e-12)
 
 
 def test_identical_responses_are_computed_once(tmp_path):
@@ -96,11 +105,9 @@ def test_the_logits_never_exist_as_a_whole(tmp_path):
     model, batch = kit.tiny_model(), batch_of(tmp_path, longest=40)
     assert len(batch.labels) > 100
     with Largest() as seen:
-        score_batch(model, batch, chunk=16).sum().backward()
+        score_batch(model, batch, rows=16).sum().backward()
     assert seen.rows <= kit.VOCABULARY  # the weight's gradient is [V, D]; logits have 16 rows at most
-    assert_close(
-        summed(per_token(model, batch, backend="sdpa", chunk=16), batch), score_batch(model, batch, chunk=4096)
-    )
+    assert_close(summed(per_token(model, batch, backend="sdpa", rows=16), batch), score_batch(model, batch, rows=4096))
 
 
 def test_the_start_up_check_refuses_a_model_that_cannot_be_packed(monkeypatch):

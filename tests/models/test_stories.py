@@ -11,7 +11,8 @@ import stories
 import torch
 from torch.testing import assert_close
 
-from fuserl.models import load, sdpa
+from fuserl.models import load
+from fuserl.models import pieces as attention_pieces
 from fuserl.models.generate import sample
 from fuserl.models.scoring import check_model, per_token, score_batch, score_padded
 from fuserl.records.schema import Message, PromptGroup, Response
@@ -63,7 +64,7 @@ def test_the_documented_story(model, pieces):
 
 def test_the_same_story_chosen_by_packed_scores(model, pieces, tmp_path, monkeypatch):
     """Every token of the vocabulary is a response of one token: the best-scored one is the greedy choice."""
-    monkeypatch.setattr(sdpa, "DENSE", 10_000)
+    monkeypatch.setattr(attention_pieces, "DENSE", 10_000)
     story = [stories.BOS]
     while len(pieces.decode(story[1:])) < len(stories.OPENING):
         with torch.no_grad():
@@ -75,7 +76,7 @@ def test_the_same_story_chosen_by_packed_scores(model, pieces, tmp_path, monkeyp
 
 @pytest.mark.parametrize("dense", [0, 384], ids=["a call a branch", "a call for short groups"])
 def test_stories_beside_each_other_score_as_alone(model, pieces, tmp_path, monkeypatch, dense):
-    monkeypatch.setattr(sdpa, "DENSE", dense)
+    monkeypatch.setattr(attention_pieces, "DENSE", dense)
     prompts = [
         [stories.BOS, *pieces.encode(text)] for text in (" Once upon a time,", " Tom had a big red ball. One day")
     ]
@@ -87,7 +88,7 @@ def test_stories_beside_each_other_score_as_alone(model, pieces, tmp_path, monke
     check_model(model, "sdpa")
     with torch.no_grad():
         packed, padded = score_batch(model, batch), score_padded(model, batch)
-        token_logps = per_token(model, batch, backend="sdpa", chunk=7)
+        token_logps = per_token(model, batch, backend="sdpa", rows=7)
     assert_close(packed, padded, rtol=0, atol=1e-4)
     lengths = torch.bincount(batch.owner)
     story, noise = packed[0] / lengths[0], packed[1] / lengths[1]

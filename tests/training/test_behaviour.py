@@ -10,6 +10,7 @@ import sys
 import kit
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from fuserl.cli import run_verb
@@ -92,11 +93,11 @@ def test_each_sign_of_a_collapse_is_told():
 
 
 def test_a_non_finite_gradient_names_its_groups(run, monkeypatch):
-    from fuserl.training import group_module
+    from fuserl.models import scoring
 
-    plain = group_module.table
+    plain = scoring.table
     monkeypatch.setattr(
-        group_module, "table", lambda batch, logps: plain(batch, logps * (float("nan") if logps.requires_grad else 1.0))
+        scoring, "table", lambda batch, logps: plain(batch, logps * (float("nan") if logps.requires_grad else 1.0))
     )
     with pytest.raises(FuserlError, match="not finite") as caught:
         run("fusesft")
@@ -160,3 +161,21 @@ def test_help_and_doctor(capsys):
     assert "differs from the dense mask" in out
     done = subprocess.run([sys.executable, "-m", "fuserl", "train", "--help"], capture_output=True, text=True)
     assert "fusepo_dpo" in done.stdout
+
+
+@pytest.mark.parametrize("objective", ["fusesft", "fusepo_dpo"])
+def test_mixed_precision_trains_near_full_precision(run, objective):
+    """bf16-mixed: policy and reference agree before the first step, gradients are clipped, weights stay in fp32."""
+    full, mixed = (
+        run(
+            objective, f"trainer.precision={precision}", "target.dtype=float32", "optimizer.lr=1e-3",
+            "trainer.first_step_tolerance=0.01", output=precision,
+        )
+        for precision in ("32-true", "bf16-mixed")
+    )  # fmt: skip
+    nll = [json.loads((folder / "summary.json").read_text())["validation"]["val/nll"] for folder in (full, mixed)]
+    assert nll[1]["first"] == pytest.approx(nll[0]["first"], rel=0.01)
+    assert nll[1]["last"] == pytest.approx(nll[0]["last"], rel=0.01)
+    assert nll[1]["last"] < nll[1]["first"] or objective == "fusepo_dpo"
+    weights = load_file(mixed / "model" / "model.safetensors")
+    assert {weight.dtype for weight in weights.values()} == {torch.float32}

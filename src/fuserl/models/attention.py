@@ -98,6 +98,9 @@ def fuserl_attention(
     if pack is None:
         out = attend(query, key, value, attention_mask, scaling, softcap)
     else:
+        if torch.is_autocast_enabled(query.device.type):  # rotated queries come in fp32, values do not
+            dtype = torch.get_autocast_dtype(query.device.type)
+            query, key, value = (states.to(dtype) for states in (query, key, value))
         out = KERNELS[pack.backend](query, key, value, pack, scaling, sliding_window, softcap)
     return out.transpose(1, 2).contiguous(), None
 
@@ -170,7 +173,7 @@ def _checked(name: str, device: torch.device, dtype: torch.dtype, tolerance: flo
         query, key, value = (
             torch.randn(1, heads, 64, 64, generator=generator, dtype=torch.float64) for heads in (4, 2, 2)
         )
-        layout = PackLayout.from_batch(*(column.to(device) for column in (group, branch, position)), backend=name)
+        layout = PackLayout.from_columns(*(column.to(device) for column in (group, branch, position)), backend=name)
         worst = 0.0
         for window in (None, 5):
             wanted = dense_oracle(query, key, value, layout, 0.125, window, None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-DENSE = 384  # tokens of a group up to which one padded, masked call beats a call for every branch
+from fuserl.tokens.collate import GroupBatch, Segment
 
 
 def may_attend(group: Int[Tensor, " T"], branch: Int[Tensor, " T"], position: Int[Tensor, " T"]) -> Bool[Tensor, "T T"]:
@@ -22,20 +23,6 @@ def may_attend(group: Int[Tensor, " T"], branch: Int[Tensor, " T"], position: In
     return same_group & visible & (position[None, :] <= position[:, None])
 
 
-@dataclass(frozen=True)
-class Segment:
-    """A prompt or a branch: consecutive tokens of the stream."""
-
-    start: int
-    end: int
-    prompt: tuple[int, int]  # (start, end) of the prompt that a branch continues; of itself for a prompt
-
-    @property
-    def is_prompt(self) -> bool:
-        """Whether the segment is a prompt itself."""
-        return (self.start, self.end) == self.prompt
-
-
 @dataclass(eq=False)
 class PackLayout:
     """The segments of a pack, and what each kernel derives from them once for all layers."""
@@ -44,12 +31,17 @@ class PackLayout:
     group: Int[Tensor, " T"]
     branch: Int[Tensor, " T"]
     position: Int[Tensor, " T"]
-    segments: list[Segment]
+    segments: Sequence[Segment]
     derived: dict[Any, Any] = field(default_factory=dict)
 
     @classmethod
-    def from_batch(cls, group: Tensor, branch: Tensor, position: Tensor, backend: str) -> PackLayout:
-        """Read the segments off a batch's group and branch columns."""
+    def of(cls, batch: GroupBatch, backend: str) -> PackLayout:
+        """A batch's layout."""
+        return cls(backend, batch.group, batch.branch, batch.position_ids, batch.segments)
+
+    @classmethod
+    def from_columns(cls, group: Tensor, branch: Tensor, position: Tensor, backend: str) -> PackLayout:
+        """Read the segments off the columns themselves."""
         key = group.cpu() * (int(branch.max()) + 1 if branch.numel() else 1) + branch.cpu()
         ends = torch.cumsum(torch.unique_consecutive(key, return_counts=True)[1], 0).tolist()
         starts = [0, *ends[:-1]]

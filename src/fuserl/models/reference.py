@@ -154,7 +154,7 @@ def fill(
         for number, members in enumerate(packs):
             groups = rows[members].tolist()
             batch = collate(store, groups, missing, truncate=truncate)
-            logps = score(model, type(batch)(*(column.to(device) for column in batch))).double().cpu()
+            logps = score(model, batch.to(device)).double().cpu()
             fresh = {}
             for group, table in zip(groups, batch.row.tolist(), strict=True):
                 for column, unique in enumerate(table):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -10,42 +13,129 @@ from torch import Tensor, nn
 
 from fuserl.errors import FuserlError
 from fuserl.models.attention import packing
+from fuserl.models.head import Head, LossAt, Span, head_loss, spans_of, token_logps
 from fuserl.models.layout import PackLayout
-from fuserl.models.logprobs import token_logps
-from fuserl.objectives.terms import GroupScores
-from fuserl.tokens.collate import GroupBatch
+from fuserl.objectives.terms import GroupScores, Totals
+from fuserl.tokens.collate import GroupBatch, Segment
+
+TableLoss = Callable[[GroupScores], Totals]  # an objective's loss with its progress filled in
 
 
-def score_batch(
-    model: nn.Module, batch: GroupBatch, *, backend: str = "sdpa", chunk: int = 4096
-) -> Float[Tensor, " U"]:
-    """Summed log-probs (nats) of the pack's U unique responses; the prompt is computed once."""
-    return summed(per_token(model, batch, backend=backend, chunk=chunk), batch)
+class PackLoss(NamedTuple):
+    """The objective on one pack."""
+
+    sum: Float[Tensor, ""]  # over prompts, undivided; differentiable once
+    logps: Float[Tensor, " U"]  # summed log-probs of the unique responses, nats, detached
 
 
-def per_token(model: nn.Module, batch: GroupBatch, *, backend: str, chunk: int) -> Float[Tensor, " R"]:
-    """Log-probs (nats) of every trained token, in the stream's order."""
-    base = causal_lm(model)
-    layout = PackLayout.from_batch(batch.group, batch.branch, batch.position_ids, backend)
-    with packing():
-        hidden = decoder(base)(
-            input_ids=batch.input_ids[None], position_ids=batch.position_ids[None], use_cache=False, pack=layout
-        ).last_hidden_state[0]
-    head = base.get_output_embeddings()
-    return token_logps(
-        hidden.index_select(0, batch.predict),
-        head.weight,
-        head.bias if isinstance(getattr(head, "bias", None), Tensor) else None,
-        batch.labels,
-        softcap=getattr(base.config, "final_logit_softcapping", None),
-        scale=logit_scale(base.config),
-        chunk=chunk,
+@runtime_checkable
+class Scoring(Protocol):
+    """A way to run a policy over packs."""
+
+    def score(self, model: nn.Module, batch: GroupBatch) -> Float[Tensor, " U"]:
+        """Summed log-probs (nats) of the pack's unique responses."""
+        ...
+
+    def loss(self, model: nn.Module, batch: GroupBatch, loss: TableLoss) -> PackLoss:
+        """The objective on the pack."""
+        ...
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Prompts computed once, gradients of the head in forward.
+
+    Attributes:
+        rows: trained tokens whose logits exist at a time.
+        linear: whether the objective is linear in log-probs.
+    """
+
+    backend: str
+    rows: int
+    linear: bool = False
+
+    def score(self, model: nn.Module, batch: GroupBatch) -> Float[Tensor, " U"]:
+        """See `Scoring`."""
+        return score_batch(model, batch, backend=self.backend, rows=self.rows)
+
+    def loss(self, model: nn.Module, batch: GroupBatch, loss: TableLoss) -> PackLoss:
+        """See `Scoring`."""
+        head = Head.of(causal_lm(model))
+        spans = spans_of(batch.segments, len(batch.row), self.rows)
+        return PackLoss(
+            *head_loss(
+                trained_states(model, batch, self.backend), head, batch.labels, batch.owner, spans,
+                partial(_loss_at, batch, loss), rows=self.rows, linear=self.linear,
+            )
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Padded:
+    """The oracle: separate padded forwards, full logits, autograd throughout."""
+
+    def score(self, model: nn.Module, batch: GroupBatch) -> Float[Tensor, " U"]:
+        """See `Scoring`."""
+        return score_padded(model, batch)
+
+    def loss(self, model: nn.Module, batch: GroupBatch, loss: TableLoss) -> PackLoss:
+        """See `Scoring`."""
+        logps = score_padded(model, batch)
+        return PackLoss(loss(table(batch, logps)).sum.sum(), logps.detach())
+
+
+def _loss_at(batch: GroupBatch, loss: TableLoss, span: Span, logps: Tensor) -> LossAt:
+    """The objective on some prompts of a pack and its slopes by their log-probs."""
+    rows = slice(*span.prompts)
+    part = batch._replace(
+        row=torch.where(batch.row[rows] >= 0, batch.row[rows] - span.responses[0], -1),
+        **{name: getattr(batch, name)[rows] for name in TABLE},
     )
+    with torch.enable_grad():
+        logps = logps.detach().requires_grad_()
+        total = loss(table(part, logps)).sum.sum()
+        if not total.requires_grad:  # no response of these prompts pulls
+            return LossAt(total, torch.zeros_like(logps))
+        (slopes,) = torch.autograd.grad(total, logps, materialize_grads=True)
+    return LossAt(total.detach(), slopes)
+
+
+TABLE = ("reference_logps", "rewards", "given", "num_tokens", "source", "valid", "index")
+
+
+def score_batch(model: nn.Module, batch: GroupBatch, *, backend: str = "sdpa", rows: int = 4096) -> Float[Tensor, " U"]:
+    """Summed log-probs (nats) of the pack's U unique responses; the prompt is computed once."""
+    return summed(per_token(model, batch, backend=backend, rows=rows), batch)
+
+
+def per_token(model: nn.Module, batch: GroupBatch, *, backend: str, rows: int) -> Float[Tensor, " R"]:
+    """Log-probs (nats) of every trained token, in the stream's order."""
+    states = trained_states(model, batch, backend)
+    return token_logps(states, Head.of(causal_lm(model)), batch.labels, rows=rows)
+
+
+def trained_states(model: nn.Module, batch: GroupBatch, backend: str) -> Float[Tensor, "R D"]:
+    """The last hidden states that predict trained tokens."""
+    with packing():
+        hidden = decoder(causal_lm(model))(
+            input_ids=batch.input_ids[None],
+            position_ids=batch.position_ids[None],
+            use_cache=False,
+            pack=PackLayout.of(batch, backend),
+        ).last_hidden_state[0]
+    return hidden.index_select(0, batch.predict)
+
+
+def rows_within(gib: float, model: nn.Module) -> int:
+    """Trained tokens whose logits fit into so much memory, at least one."""
+    weight = Head.of(causal_lm(model)).weight
+    copies = (4 + 2 * weight.element_size()) if weight.element_size() < 4 else weight.element_size()
+    return max(1, int(gib * 2**30 / (weight.shape[0] * copies)))
 
 
 def summed(logps: Float[Tensor, " R"], batch: GroupBatch) -> Float[Tensor, " U"]:
     """Sum a response's tokens."""
-    size = int(batch.row.max()) + 1
+    size = max(1, sum(not segment.is_prompt for segment in batch.segments))
     wide = torch.promote_types(torch.float32, logps.dtype)
     return torch.zeros(size, dtype=wide, device=logps.device).index_add(0, batch.owner, logps.to(wide))
 
@@ -85,12 +175,11 @@ def score_padded(model: nn.Module, batch: GroupBatch) -> Float[Tensor, " U"]:
 
 def unpacked(batch: GroupBatch) -> list[tuple[Tensor, Tensor]]:
     """(prompt + response ids, which of them are trained) of every unique response."""
-    layout = PackLayout.from_batch(batch.group, batch.branch, batch.position_ids, "sdpa")
-    num_trained = torch.bincount(batch.owner, minlength=int(batch.row.max()) + 1).tolist()
     rows = []
-    for segment, count in zip((s for s in layout.segments if not s.is_prompt), num_trained, strict=True):
-        ids = torch.cat([batch.input_ids[slice(*segment.prompt)], batch.input_ids[segment.start : segment.end]])
-        rows.append((ids, torch.arange(len(ids), device=ids.device) >= len(ids) - count))
+    for segment in batch.segments:
+        if not segment.is_prompt:
+            ids = torch.cat([batch.input_ids[slice(*segment.prompt)], batch.input_ids[segment.start : segment.end]])
+            rows.append((ids, torch.arange(len(ids), device=ids.device) >= len(ids) - segment.trained))
     return rows
 
 
@@ -102,11 +191,6 @@ def causal_lm(model: Any) -> Any:
 def decoder(base: Any) -> nn.Module:
     """The stack below the head."""
     return base.get_decoder() if hasattr(base, "get_decoder") else base.base_model
-
-
-def logit_scale(config: Any) -> float:
-    """Cohere multiplies logits, Granite divides them."""
-    return float(getattr(config, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1.0)
 
 
 @torch.no_grad()
@@ -127,7 +211,7 @@ def check_model(model: nn.Module, backend: str) -> None:
         gap, why = float("nan"), f"{type(error).__name__}: {str(error).splitlines()[0][:120] if str(error) else ''}"
     else:
         why = f"log-probs of 8 tokens differ by {gap:.1e} nats"
-    allowed = 1e-8 if dtype == torch.float64 else 1e-3 if dtype == torch.float32 else 0.5
+    allowed = 0.5 if dtype.itemsize < 4 else 1e-3
     if not gap <= allowed:
         raise FuserlError(
             f"this model cannot be packed with attention `{backend}` ({why})",
@@ -149,11 +233,17 @@ def _probe(vocabulary: int, device: torch.device) -> GroupBatch:
     ids = (torch.arange(2 * size) * 31 + 7) % vocabulary
     labels = ids[(starts[:, None] + torch.arange(length)).flatten()]
     flat = torch.zeros(2, responses, dtype=torch.float64)
+    segments = []
+    for start in (0, size):
+        span = (start, start + prompt)
+        ends = [start + prompt + length * number for number in range(responses + 1)]
+        segments.append(Segment(start, start + prompt, span))
+        segments += [Segment(ends[b], ends[b + 1], span, length) for b in range(responses)]
     batch = GroupBatch(
         input_ids=ids, position_ids=position, group=group, branch=branch, predict=predict.flatten(), labels=labels,
         owner=torch.arange(4).repeat_interleave(length), row=torch.arange(4).view(2, 2), reference_logps=flat,
         rewards=flat, given=flat, num_tokens=torch.full((2, 2), length), source=torch.zeros(2, 2, dtype=torch.long),
         valid=torch.ones(2, 2, dtype=torch.bool), index=torch.arange(2), count_in_step=torch.tensor(2.0, dtype=torch.float64),
-        progress=torch.tensor(0.0, dtype=torch.float64),
+        progress=torch.tensor(0.0, dtype=torch.float64), segments=tuple(segments),
     )  # fmt: skip
-    return GroupBatch(*(column.to(device) for column in batch))
+    return batch.to(device)

@@ -1,16 +1,17 @@
-"""Packs on any device through torch's scaled dot-product attention; the cost is the attended area.
-
-Short groups go together through one padded, masked call. Long ones take one causal call for the prompt and one for
-every branch, whose mask is the causal triangle to the right of the prompt.
-"""
+"""Packs through torch's scaled dot-product attention, on any device."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fuserl.models.layout import DENSE, PackLayout, Segment, may_attend
+from fuserl.models.cpu_flash import PackAttention
+from fuserl.models.layout import PackLayout, may_attend
+from fuserl.models.pieces import Cascade, Masked, Padded, Piece, Triangle, gathered, keys_of, pieces_of
+from fuserl.tokens.collate import Segment
 
 
 def attend(
@@ -21,8 +22,7 @@ def attend(
         return F.scaled_dot_product_attention(
             query, key, value, attn_mask=mask, scale=scaling, enable_gqa=query.shape[1] != key.shape[1]
         )
-    repeat = query.shape[1] // key.shape[1]
-    key, value = key.repeat_interleave(repeat, dim=1), value.repeat_interleave(repeat, dim=1)
+    key, value = (_for_every_head(query, states) for states in (key, value))
     logits = softcap * torch.tanh(query @ key.transpose(-1, -2) * scaling / softcap)
     if mask is not None:
         logits = logits.masked_fill(~mask, torch.finfo(logits.dtype).min)
@@ -55,76 +55,49 @@ def attend_pack(
     softcap: float | None,
 ) -> Tensor:
     """[1, H, T, D] by [1, KV, T, D] -> [1, H, T, D]."""
+    if ("pieces", window) not in layout.derived:
+        layout.derived["pieces", window] = list(pieces_of(layout, window))
+    pieces = layout.derived["pieces", window]
+    if query.device.type == "cpu" and softcap is None and query.shape[-1] == value.shape[-1]:
+        key, value = (_for_every_head(query, states) for states in (key, value))
+        return PackAttention.apply(query, key, value, pieces, scaling)
+    return _differentiable(query, key, value, pieces, scaling, softcap)
+
+
+def _for_every_head(query: Tensor, states: Tensor) -> Tensor:
+    repeat = query.shape[1] // states.shape[1]
+    return states if repeat == 1 else states.repeat_interleave(repeat, dim=1)
+
+
+def _differentiable(
+    query: Tensor, key: Tensor, value: Tensor, pieces: Sequence[Piece], scaling: float, softcap: float | None
+) -> Tensor:
+    """The pieces by ordinary calls, put back into the stream's order."""
     parts: list[tuple[Tensor, Tensor]] = []
-    if "short" not in layout.derived:
-        layout.derived["short"] = _short_groups(layout)
-    for index, inside in layout.derived["short"]:
-        parts.append(_padded(query, key, value, layout, index, inside, scaling, window, softcap))
-    for group in layout.groups():
-        if group[-1].end - group[0].start > DENSE:
-            parts += [_segment(query, key, value, layout, segment, scaling, window, softcap) for segment in group]
+
+    def add(start: int, end: int, keys: Tensor, values: Tensor, mask: Tensor) -> None:
+        out = attend(query[:, :, start:end], keys, values, mask[None, None], scaling, softcap)
+        parts.append((torch.arange(start, end, device=query.device), out[0]))
+
+    def triangle(size: int, before: int = 0) -> Tensor:
+        return torch.ones(size, before + size, dtype=torch.bool, device=query.device).tril(before)
+
+    for piece in pieces:
+        match piece:
+            case Padded(index, inside, mask):
+                rows, keys, values = (gathered(part, index) for part in (query, key, value))
+                out = attend(rows, keys, values, mask, scaling, softcap)
+                parts.append((index[inside], out.transpose(0, 1).flatten(1, 2)[:, inside.flatten()]))
+            case Triangle(start, end):
+                add(start, end, key[:, :, start:end], value[:, :, start:end], triangle(end - start))
+            case Cascade(prompt, branches):
+                for start, end in branches:
+                    segment = Segment(start, end, prompt)
+                    mask = triangle(end - start, prompt[1] - prompt[0])
+                    add(start, end, keys_of(segment, key), keys_of(segment, value), mask)
+            case Masked(segment, mask):
+                add(segment.start, segment.end, keys_of(segment, key), keys_of(segment, value), mask)
     order = torch.cat([index for index, _ in parts])
     joined = torch.cat([out for _, out in parts], dim=1)
     inverse = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
     return joined.index_select(1, inverse)[None]
-
-
-def _short_groups(layout: PackLayout) -> list[tuple[Tensor, Tensor]]:
-    """Batches of short groups of similar length: (stream indices [B, L], which of them are real [B, L])."""
-    short = sorted(
-        (group for group in layout.groups() if group[-1].end - group[0].start <= DENSE),
-        key=lambda group: group[-1].end - group[0].start,
-    )
-    batches = []
-    while short:
-        longest = short[-1][-1].end - short[-1][0].start
-        taken = [group for group in short if group[-1].end - group[0].start > longest // 2]
-        short = short[: len(short) - len(taken)]
-        starts = torch.tensor([group[0].start for group in taken])[:, None]
-        lengths = torch.tensor([group[-1].end - group[0].start for group in taken])[:, None]
-        steps = torch.arange(longest)[None]
-        inside = steps < lengths
-        index = torch.where(inside, starts + steps, starts)
-        batches.append((index.to(layout.group.device), inside.to(layout.group.device)))
-    return batches
-
-
-def _padded(
-    query: Tensor, key: Tensor, value: Tensor, layout: PackLayout, index: Tensor, inside: Tensor,
-    scaling: float, window: int | None, softcap: float | None,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    mask_key = ("mask", index.data_ptr(), window)
-    if mask_key not in layout.derived:
-        branch, position = layout.branch[index], layout.position[index]
-        mask = (branch[:, :, None] == branch[:, None, :]) | (branch[:, None, :] == 0)
-        mask &= (position[:, None, :] <= position[:, :, None]) & inside[:, None, :]
-        if window is not None:
-            mask &= position[:, :, None] - position[:, None, :] < window
-        layout.derived[mask_key] = mask[:, None]
-    size, length = index.shape
-
-    def gathered(states: Tensor) -> Tensor:
-        return states[0].index_select(1, index.flatten()).unflatten(1, (size, length)).transpose(0, 1)
-
-    out = attend(gathered(query), gathered(key), gathered(value), layout.derived[mask_key], scaling, softcap)
-    return index[inside], out.transpose(0, 1).flatten(1, 2)[:, inside.flatten()]
-
-
-def _segment(
-    query: Tensor, key: Tensor, value: Tensor, layout: PackLayout, segment: Segment,
-    scaling: float, window: int | None, softcap: float | None,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    own = slice(segment.start, segment.end)
-    keys, values = key[:, :, own], value[:, :, own]
-    positions = layout.position[own]
-    key_positions = positions
-    if not segment.is_prompt:
-        prompt = slice(*segment.prompt)
-        keys = torch.cat([key[:, :, prompt], keys], dim=2)
-        values = torch.cat([value[:, :, prompt], values], dim=2)
-        key_positions = torch.cat([layout.position[prompt], positions])
-    mask = key_positions[None, :] <= positions[:, None]
-    if window is not None:
-        mask = mask & (positions[:, None] - key_positions[None, :] < window)
-    out = attend(query[:, :, own], keys, values, mask[None, None], scaling, softcap)
-    return torch.arange(segment.start, segment.end, device=query.device), out[0]

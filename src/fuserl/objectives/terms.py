@@ -60,6 +60,7 @@ class Objective:
         pairs: `pairs(scores) -> Pairs`, what preference metrics look at; None for objectives without pairs.
         uses_reference: whether `reference_logps` must be filled.
         starts_at_ln2: whether sum / weight is ln 2 when policy and reference agree (with `nll=0`).
+        linear: whether the loss is linear in log-probs, so that its slopes are known before they are.
         reads: what the data must hold, for messages: "rewards", "samples" (several of one source), "target".
     """
 
@@ -69,6 +70,7 @@ class Objective:
     pairs: Callable[[GroupScores], Pairs] | None = None
     uses_reference: bool = False
     starts_at_ln2: bool = False
+    linear: bool = False
     reads: tuple[str, ...] = ()
 
     @classmethod
@@ -80,6 +82,7 @@ class Objective:
         pairs: Any = None,  # a name instead of a function is a user's slip, answered below
         uses_reference: bool = False,
         starts_at_ln2: bool = False,
+        linear: bool = False,
         reads: Iterable[str] = (),
         **hypers: Any,
     ) -> Objective:
@@ -112,7 +115,7 @@ class Objective:
                 where=f"`conf/objective/{name}.yaml`, or `objective.*` on the command line",
                 hint=f"the loss takes {', '.join(sorted(set(takes) - {'progress'}))}",
             )
-        return cls(name, partial(loss, **hypers), select, pairs, uses_reference, starts_at_ln2, tuple(reads))
+        return cls(name, partial(loss, **hypers), select, pairs, uses_reference, starts_at_ln2, linear, tuple(reads))
 
 
 def one_of(key: str, value: str, *allowed: str) -> str:

@@ -9,7 +9,7 @@ position  0 1 2   3 4   3 4 5   0 1   2 3      each branch continues its prompt
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,6 +18,22 @@ from torch import Tensor
 
 from fuserl.tokens.plan import first_of_kind
 from fuserl.tokens.store import TokenStore
+
+PADDING = 128  # tokens of one stretch of padding: a prompt of its own, which nobody reads
+
+
+class Segment(NamedTuple):
+    """A prompt or a branch: consecutive tokens of the stream. Plain numbers: whoever plans with them asks no device."""
+
+    start: int
+    end: int
+    prompt: tuple[int, int]  # (start, end) of the prompt that a branch continues; of itself for a prompt
+    trained: int = 0  # tokens of a branch that are trained
+
+    @property
+    def is_prompt(self) -> bool:
+        """Whether the segment is a prompt itself."""
+        return (self.start, self.end) == self.prompt
 
 
 class GroupBatch(NamedTuple):
@@ -40,6 +56,11 @@ class GroupBatch(NamedTuple):
     index: Int[Tensor, " P"]  # rows of the store
     count_in_step: Float[Tensor, ""]  # denominator of the whole optimiser step
     progress: Float[Tensor, ""]  # share of the run's steps done before this one
+    segments: tuple[Segment, ...]  # the stream's prompts and branches, in order
+
+    def to(self, device: torch.device | str, **kwargs: Any) -> GroupBatch:
+        """The same pack with its tensors on another device."""
+        return GroupBatch(*(part.to(device, **kwargs) if isinstance(part, Tensor) else part for part in self))
 
 
 def collate(
@@ -51,6 +72,7 @@ def collate(
     count_in_step: float = 1.0,
     progress: float = 0.0,
     truncate: int | None = None,
+    multiple: int = 1,
 ) -> GroupBatch:
     """Lay out the used responses of some groups.
 
@@ -59,6 +81,7 @@ def collate(
         used: [N, K], which responses to compute.
         reference: [N, K] reference log-probs, nats; zeros where None.
         truncate: cut responses so that prompt and response have at most so many tokens.
+        multiple: the stream is padded up to a multiple of so many tokens.
     """
     rows = np.asarray(groups, dtype=np.int64)
     valid = np.asarray(used[rows] & store.valid[rows], dtype=bool)
@@ -79,6 +102,7 @@ def collate(
                     max(0, len(branch) - lead),
                 )
             table[number, column], num_tokens[number, column] = owner_of_kind[int(kind[number, column])]
+    stream.pad(-stream.length % multiple, len(rows))
     width = max(1, int(np.flatnonzero(np.asarray(store.valid)[rows].any(axis=0)).max(initial=0)) + 1)
 
     def column_of(values: np.ndarray) -> Tensor:
@@ -97,6 +121,7 @@ def collate(
         index=torch.from_numpy(rows),
         count_in_step=torch.tensor(count_in_step, dtype=torch.float64),
         progress=torch.tensor(progress, dtype=torch.float64),
+        segments=tuple(stream.segments),
     )
 
 
@@ -108,26 +133,35 @@ class _Stream:
             name: [] for name in ("input_ids", "position_ids", "group", "branch", "predict", "labels", "owner")
         }
         self.length, self.owners, self.branches = 0, 0, 0
+        self.segments: list[Segment] = []
 
     def add_prompt(self, tokens: np.ndarray, group: int) -> tuple[int, int, int]:
-        """(group, length, index of the last token) of the prompt just laid down."""
+        """(group, start, end) of the prompt just laid down."""
         self.branches = 0
+        span = (self.length, self.length + len(tokens))
         self._extend(tokens, 0, group, 0)
-        return group, len(tokens), self.length - 1
+        self.segments.append(Segment(*span, prompt=span))
+        return group, *span
 
     def add_branch(self, prompt: tuple[int, int, int], tokens: np.ndarray, untrained: int) -> int:
         """Lay down a unique response; its number among all of the pack."""
-        group, prompt_length, last = prompt
+        group, start, end = prompt
         self.branches += 1
         begin = self.length
-        self._extend(tokens, prompt_length, group, self.branches)
+        self._extend(tokens, end - start, group, self.branches)
+        self.segments.append(Segment(begin, self.length, (start, end), max(0, len(tokens) - untrained)))
         before = np.arange(begin - 1, begin + len(tokens) - 1)
-        before[:1] = last  # the first token is predicted by the prompt's last hidden state
+        before[:1] = end - 1  # the first token is predicted by the prompt's last hidden state
         self.parts["predict"].append(before[untrained:])
         self.parts["labels"].append(np.asarray(tokens[untrained:], dtype=np.int64))
         self.parts["owner"].append(np.full(max(0, len(tokens) - untrained), self.owners))
         self.owners += 1
         return self.owners - 1
+
+    def pad(self, size: int, group: int) -> None:
+        """Lay down `size` tokens that nothing reads, as short prompts without responses."""
+        for number, start in enumerate(range(0, size, PADDING)):
+            self.add_prompt(np.zeros(min(PADDING, size - start), dtype=np.int32), group + number)
 
     def _extend(self, tokens: np.ndarray, position: int, group: int, branch: int) -> None:
         size = len(tokens)

@@ -73,6 +73,10 @@ class _From(Sampler[int]):
         return iter(range(self.start, len(self.packs)))
 
 
+def _as_it_is(batch: GroupBatch) -> GroupBatch:
+    return batch
+
+
 class GroupDataModule(L.LightningDataModule):
     """Training and validation packs. The whole run is one Lightning epoch: the plan knows the epochs.
 
@@ -113,6 +117,7 @@ class GroupDataModule(L.LightningDataModule):
             batch_size=None,
             sampler=sampler,
             num_workers=self.num_workers,
+            collate_fn=_as_it_is,
             persistent_workers=self.num_workers > 0,
             pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
         )

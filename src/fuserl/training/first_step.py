@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from functools import partial
 
 import torch
-from torch import Tensor
 
 from fuserl.errors import FuserlError
-from fuserl.models.scoring import table
+from fuserl.models.scoring import Scoring, table
 from fuserl.objectives.terms import Objective
 from fuserl.tokens.collate import GroupBatch
 
@@ -18,7 +16,7 @@ from fuserl.tokens.collate import GroupBatch
 @torch.no_grad()
 def check_first_pack(
     policy: torch.nn.Module,
-    score: Callable[[torch.nn.Module, GroupBatch], Tensor],
+    scoring: Scoring,
     objective: Objective,
     batch: GroupBatch,
     *,
@@ -32,7 +30,7 @@ def check_first_pack(
     Raises:
         FuserlError: the two disagree, so every margin of the run would be wrong.
     """
-    scores = table(batch, score(policy, batch))
+    scores = table(batch, scoring.score(policy, batch))
     used = scores.valid & (batch.row >= 0)
     gap = (scores.policy_logps - scores.reference_logps).abs() / scores.num_tokens.clamp(min=1)
     worst = float(torch.where(used, gap, 0.0).max()) if used.any() else 0.0

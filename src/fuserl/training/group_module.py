@@ -10,7 +10,7 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from fuserl.models.scoring import table
+from fuserl.models.scoring import Scoring, table
 from fuserl.objectives.terms import GroupScores, Objective, Pairs, Totals
 from fuserl.tokens.collate import GroupBatch
 from fuserl.training.metrics import Slices, Tally, tally
@@ -31,7 +31,7 @@ class GroupModule(L.LightningModule):
 
     Args:
         policy: a causal language model.
-        score: `score(policy, batch) -> [U]`, summed log-probs of the pack's unique responses.
+        scoring: how the policy runs over packs.
         optimizer: `optimizer(model) -> (optimizer, per-step schedule)`.
         report: what to measure.
         log_every: optimiser steps between two rows of training metrics.
@@ -40,14 +40,14 @@ class GroupModule(L.LightningModule):
     def __init__(
         self,
         policy: torch.nn.Module,
-        score: Callable[[torch.nn.Module, GroupBatch], Tensor],
+        scoring: Scoring,
         objective: Objective,
         optimizer: Callable[[torch.nn.Module], tuple[Any, Any]],
         report: Report,
         log_every: int,
     ) -> None:
         super().__init__()
-        self.policy, self.score, self.objective, self.optimizer = policy, score, objective, optimizer
+        self.policy, self.scoring, self.objective, self.optimizer = policy, scoring, objective, optimizer
         self.report, self.log_every = report, log_every
         self.seen = Tally.empty(report.slices)
         self.latest: dict[str, float] = {}  # the newest value of every metric, for callbacks and the summary
@@ -57,27 +57,30 @@ class GroupModule(L.LightningModule):
 
         Lightning divides by the number of packs and averages over ranks; multiplying by both cancels that exactly.
         """
-        totals = self._measured(batch, self.objective.pairs, self.report.train_domain)
+        found = self.scoring.loss(self.policy, batch, self._loss)
+        self._measure(batch, found.logps, self.objective.pairs, self.report.train_domain)
         share = self.trainer.accumulate_grad_batches * self.trainer.world_size
-        return totals.sum.sum() / batch.count_in_step * share
+        return found.sum / batch.count_in_step * share
 
     def validation_step(self, batch: GroupBatch, batch_index: int) -> None:
         """Add one pack to what this validation has seen."""
-        self._measured(batch, self.report.pairs, self.report.validation_domain)
+        logps = self.scoring.score(self.policy, batch)
+        self._measure(batch, logps, self.report.pairs, self.report.validation_domain)
 
-    def _measured(self, batch: GroupBatch, pairs: Callable | None, domain: Tensor) -> Totals:
-        scores = table(batch, self.score(self.policy, batch))
-        totals = self.objective.loss(scores, progress=self.progress)
-        detached = scores._replace(policy_logps=scores.policy_logps.detach())
+    def _loss(self, scores: GroupScores) -> Totals:
+        return self.objective.loss(scores, progress=self.progress)
+
+    @torch.no_grad()
+    def _measure(self, batch: GroupBatch, logps: Tensor, pairs: Callable | None, domain: Tensor) -> None:
+        scores = table(batch, logps)
         self.seen += tally(
-            detached,
-            totals,
-            pairs(detached) if pairs else None,
+            scores,
+            self._loss(scores),
+            pairs(scores) if pairs else None,
             domain.to(self.device)[batch.index],
             self.report.slices,
             against_reference=self.objective.uses_reference,
         )
-        return totals
 
     @property
     def progress(self) -> float:

@@ -75,9 +75,11 @@ def adamw(
     decay: Callable[[float], float],
     floor: float,
 ) -> tuple[torch.optim.Optimizer, LambdaLR]:
-    """The optimiser (fused where every parameter is on a GPU) and its per-step schedule."""
+    """The optimiser, its step fused into one pass over memory, and its per-step schedule."""
     groups = parameter_groups(model.named_parameters(), weight_decay)
-    fused = all(parameter.is_cuda for group in groups for parameter in group["params"])
+    fused = all(parameter.device.type in ("cpu", "cuda") for group in groups for parameter in group["params"])
     optimizer = torch.optim.AdamW(groups, lr=lr, betas=tuple(betas), eps=eps, fused=fused)
+    # Lightning refuses to clip what may unscale gradients itself; ours never does: a scaler, if any, does it before.
+    optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
     factor = partial(rate_factor, num_steps=num_steps, warmup=warmup, decay=decay, floor=floor)
     return optimizer, LambdaLR(optimizer, factor)

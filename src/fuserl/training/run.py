@@ -91,7 +91,7 @@ def _run(cfg: DictConfig, folder: RunFolder) -> None:
 
     module = GroupModule(
         setup.policy,
-        setup.score,
+        setup.scoring,
         setup.prepared.objective,
         _optimizer(cfg, setup.prepared.train.plan.steps),
         setup.report(),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,8 @@ from fuserl.errors import FuserlError
 from fuserl.models.attention import choose
 from fuserl.models.load import check_vocabulary, load_policy, load_tokenizer
 from fuserl.models.reference import ReferenceCache, fill, weights_digest
-from fuserl.models.scoring import check_model, score_batch, score_padded
+from fuserl.models.scoring import Packed, Padded, Scoring, check_model, rows_within
+from fuserl.tokens.collate import GroupBatch
 from fuserl.tokens.templates import Template, load_template
 from fuserl.training.datamodule import Split
 from fuserl.training.group_module import Report
@@ -39,6 +39,13 @@ def device_of(accelerator: str) -> torch.device:
             hint="use `trainer.accelerator=cpu`, or see `fuserl doctor`",
         )
     return torch.device("cuda" if cuda and accelerator != "cpu" else "cpu")
+
+
+def _logits_memory(setting: str | float, device: torch.device) -> float:
+    """GiB that logits may take; `auto` is half a GiB on a processor, a sixteenth of a GPU's memory."""
+    if setting != "auto":
+        return float(setting)
+    return torch.cuda.get_device_properties(device).total_memory / 2**34 if device.type == "cuda" else 0.5
 
 
 class Setup:
@@ -71,9 +78,10 @@ class Setup:
         ).to(self.device)
         if cfg.trainer.packing == "shared":
             check_model(self.policy, self.backend)
-            self.score = partial(score_batch, backend=self.backend, chunk=cfg.trainer.head_chunk)
+            rows = rows_within(_logits_memory(cfg.trainer.logits_memory, self.device), self.policy)
+            self.scoring: Scoring = Packed(self.backend, rows, self.prepared.objective.linear)
         else:
-            self.score = score_padded
+            self.scoring = Padded()
         self.reference_stats: dict[str, Any] = {"hits": 0, "misses": 0, "seconds": 0.0}
         if self.prepared.objective.uses_reference:
             self._fill_reference(dtype)
@@ -84,8 +92,8 @@ class Setup:
         cache = ReferenceCache(
             self.cache / "reference",
             weights=weights_digest(model),
-            dtype=str(next(model.parameters()).dtype),
-            backend=self.backend,
+            dtype=f"{next(model.parameters()).dtype}, {self.cfg.trainer.precision}",
+            backend=self.backend if self.cfg.trainer.packing == "shared" else "padded",
         )
         started = time.perf_counter()
         prepared = self.prepared
@@ -100,8 +108,18 @@ class Setup:
         planned = np.zeros(len(split.used), dtype=bool)
         planned[list(split.plan.rows)] = True
         used = split.used & planned[:, None]
-        filled = fill(model, split.store, used, cache, max_tokens=16384, backend=self.backend, truncate=split.truncate)
+        filled = fill(
+            model, split.store, used, cache, max_tokens=16384, backend=self.backend, truncate=split.truncate,
+            score=self._score_as_trained,
+        )  # fmt: skip
         return replace(split, reference=filled)
+
+    def _score_as_trained(self, model: Any, batch: GroupBatch) -> torch.Tensor:
+        """In the precision of training, so that policy and reference agree before the first step."""
+        mixed = self.cfg.trainer.precision.endswith("-mixed")
+        half = torch.bfloat16 if "bf16" in self.cfg.trainer.precision else torch.float16
+        with torch.autocast(self.device.type, dtype=half, enabled=mixed, cache_enabled=False):
+            return self.scoring.score(model, batch)
 
     def report(self) -> Report:
         """What the module measures."""

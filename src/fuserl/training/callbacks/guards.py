@@ -26,7 +26,8 @@ class FirstStepCheck(Callback):
         if trainer.global_step == 0 and module.objective.uses_reference:
             data: GroupDataModule = trainer.datamodule
             batch = trainer.strategy.batch_to_device(data.pack(0, 0, trainer.global_rank))
-            check_first_pack(module.policy, module.score, module.objective, batch, tolerance=self.tolerance)
+            with trainer.precision_plugin.forward_context():
+                check_first_pack(module.policy, module.scoring, module.objective, batch, tolerance=self.tolerance)
 
 
 class NonFiniteStop(Callback):

@@ -1,0 +1,249 @@
+"""The language-model head on trained tokens only. [R, V] logits never exist: at most `rows` of them at a time.
+
+A loss of a prompt depends on its own responses alone. So its slopes are known as soon as its log-probs are, and the
+head's gradients are computed at once, while the exponentials of the logits are still there: three matrix products a
+token in all, none computed twice. Only a prompt whose trained tokens are more than `rows` goes through the head again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from fuserl.tokens.collate import Segment
+
+
+class Head(NamedTuple):
+    """log softmax(cap(scale · (W h + b)))."""
+
+    weight: Float[Tensor, "V D"]
+    bias: Float[Tensor, " V"] | None
+    softcap: float | None = None  # final soft-capping (Gemma-2)
+    scale: float = 1.0  # factor of the logits before it (Cohere, Granite)
+
+    @classmethod
+    def of(cls, model: Any) -> Head:
+        """A causal LM's head."""
+        linear, config = model.get_output_embeddings(), model.config
+        bias = linear.bias if isinstance(getattr(linear, "bias", None), Tensor) else None
+        scale = float(getattr(config, "logit_scale", None) or 1.0) / float(
+            getattr(config, "logits_scaling", None) or 1.0
+        )
+        return cls(linear.weight, bias, getattr(config, "final_logit_softcapping", None), scale)
+
+    def logits(self, hidden: Float[Tensor, "R D"]) -> Float[Tensor, "R V"]:
+        """In fp32 or wider, before the cap."""
+        logits = F.linear(hidden, self.weight, self.bias)
+        return logits.to(torch.promote_types(torch.float32, logits.dtype))
+
+
+class Span(NamedTuple):
+    """Consecutive prompts that go through the head together, as half-open ranges."""
+
+    prompts: tuple[int, int]
+    responses: tuple[int, int]  # unique ones
+    rows: tuple[int, int]  # trained tokens
+
+
+class LossAt(NamedTuple):
+    """A loss at given log-probs."""
+
+    sum: Float[Tensor, ""]
+    slopes: Float[Tensor, " U"]  # its derivative by them
+
+
+Loss = Callable[[Span, Tensor], LossAt]
+
+
+def token_logps(
+    hidden: Float[Tensor, "R D"], head: Head, labels: Int[Tensor, " R"], *, rows: int
+) -> Float[Tensor, " R"]:
+    """log-probs of the labels, nats. Differentiable by recomputing each slice: simple, and the oracle of `head_loss`."""
+    slices = []
+    for start in range(0, max(len(labels), 1), rows):
+        part = hidden[start : start + rows], head, labels[start : start + rows]
+        if torch.is_grad_enabled():
+            slices.append(checkpoint(_differentiable, *part, use_reentrant=False, preserve_rng_state=False))
+        else:
+            slices.append(_exponentials(*part).logps)
+    return torch.cat(slices)
+
+
+def _differentiable(hidden: Tensor, head: Head, labels: Tensor) -> Tensor:
+    logits = head.logits(hidden) * head.scale
+    if head.softcap is not None:
+        logits = head.softcap * torch.tanh(logits / head.softcap)
+    return logits.gather(1, labels[:, None]).squeeze(1) - logits.logsumexp(dim=1)
+
+
+class _Exponentials(NamedTuple):
+    logps: Tensor  # [R]
+    values: Tensor  # [R, V], exp(logit - the row's largest)
+    total: Tensor  # [R, 1], their sum
+    slope: Tensor | None  # [R, V], derivative of the soft-cap
+
+
+def _exponentials(hidden: Tensor, head: Head, labels: Tensor) -> _Exponentials:
+    """In place: one [R, V] buffer, two where logits are capped."""
+    logits, slope = head.logits(hidden), None
+    if head.scale != 1.0:
+        logits.mul_(head.scale)
+    if head.softcap is not None:
+        logits.div_(head.softcap).tanh_()
+        slope = logits.square().neg_().add_(1)
+        logits.mul_(head.softcap)
+    logits.sub_(logits.amax(dim=1, keepdim=True))
+    chosen = logits.gather(1, labels[:, None])
+    total = logits.exp_().sum(dim=1, keepdim=True)
+    return _Exponentials((chosen - total.log()).squeeze(1), logits, total, slope)
+
+
+class _Gradients:
+    """dL/d(hidden, weight, bias), grown slice by slice from dL/d(log-probs)."""
+
+    def __init__(self, hidden: Tensor, head: Head, needed: Sequence[bool]) -> None:
+        wide = torch.promote_types(torch.float32, hidden.dtype)
+        self.head, self.source = head, hidden
+        self.hidden = torch.zeros_like(hidden) if needed[0] else None
+        self.weight = torch.zeros_like(head.weight, dtype=wide) if needed[1] else None
+        self.bias = torch.zeros_like(head.bias, dtype=wide) if needed[2] and head.bias is not None else None
+
+    def add(self, at: slice, labels: Tensor, found: _Exponentials, slopes: Tensor) -> None:
+        """Rows `at`, whose log-probs have these slopes. d log p_y = d logit_y - Σ_v p_v d logit_v."""
+        towards = slopes[:, None] * self.head.scale
+        share = towards / found.total
+        if found.slope is not None:
+            towards = towards * found.slope.gather(1, labels[:, None])
+            found.values.mul_(found.slope)
+        hidden, weight = self.source[at], self.head.weight
+        values, towards, share = (part.to(hidden.dtype) for part in (found.values, towards, share))
+        if self.hidden is not None:
+            self.hidden[at] = towards * weight[labels] - share * (values @ weight)
+        if self.weight is not None:
+            if self.weight.dtype == hidden.dtype:
+                self.weight.addmm_(values.T, share * hidden, alpha=-1)
+            else:
+                self.weight.sub_(values.T @ (share * hidden))
+            self.weight.index_add_(0, labels, (towards * hidden).to(self.weight.dtype))
+        if self.bias is not None:
+            self.bias.sub_((values.T @ share).squeeze(1))
+            self.bias.index_add_(0, labels, towards.squeeze(1).to(self.bias.dtype))
+
+
+class _HeadLoss(torch.autograd.Function):
+    """Gradients in forward; backward scales them by the one number that comes from above."""
+
+    @staticmethod
+    def forward(ctx, hidden, weight, bias, head, labels, owner, spans, loss, rows, linear):
+        dtype = _compute_dtype(hidden)
+        cast = Head(weight.to(dtype), None if bias is None else bias.to(dtype), head.softcap, head.scale)
+        with torch.autocast(hidden.device.type, enabled=False):
+            gradients = _Gradients(hidden.to(dtype), cast, ctx.needs_input_grad)
+            total, logps = _walk(gradients, labels, owner, spans, loss, rows, linear)
+        ctx.gradients = gradients
+        ctx.dtypes = [None if part is None else part.dtype for part in (hidden, weight, bias)]
+        ctx.mark_non_differentiable(logps)
+        return total, logps
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, upstream, _):
+        if ctx.gradients is None:
+            raise RuntimeError("the gradients of a head's loss are computed once: backward cannot run twice")
+        found, ctx.gradients = ctx.gradients, None
+        scaled = (
+            None if part is None else part.mul_(upstream.to(part.dtype)).to(dtype)
+            for part, dtype in zip((found.hidden, found.weight, found.bias), ctx.dtypes, strict=True)
+        )
+        return *scaled, None, None, None, None, None, None, None
+
+
+def _compute_dtype(hidden: Tensor) -> torch.dtype:
+    device = hidden.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+
+
+def _walk(
+    gradients: _Gradients, labels: Tensor, owner: Tensor, spans: Sequence[Span], loss: Loss, rows: int, linear: bool
+) -> tuple[Tensor, Tensor]:
+    """(summed loss, log-probs of the unique responses); fills `gradients`."""
+    hidden, head = gradients.source, gradients.head
+    wide = torch.promote_types(torch.float32, hidden.dtype)
+    logps = torch.zeros(spans[-1].responses[1], dtype=wide, device=hidden.device)
+    whole = Span(*((0, range_[1]) for range_ in spans[-1]))
+    given = loss(whole, logps).slopes if linear else None
+    total = torch.zeros((), dtype=wide, device=hidden.device)
+
+    def scored(at: slice) -> _Exponentials:
+        found = _exponentials(hidden[at], head, labels[at])
+        logps.index_add_(0, owner[at], found.logps)
+        return found
+
+    for span in spans:
+        slices = [slice(at, min(at + rows, span.rows[1])) for at in range(*span.rows, rows)]
+        if given is not None:
+            for at in slices:
+                gradients.add(at, labels[at], scored(at), given[owner[at]])
+            continue
+        kept = [scored(at) for at in slices] if len(slices) < 2 else [scored(at) and None for at in slices]
+        mine = loss(span, logps[slice(*span.responses)])
+        total = total + mine.sum
+        for at, found in zip(slices, kept, strict=True):
+            found = found or _exponentials(hidden[at], head, labels[at])
+            gradients.add(at, labels[at], found, mine.slopes[owner[at] - span.responses[0]])
+    return (loss(whole, logps).sum if linear else total), logps
+
+
+def head_loss(
+    hidden: Float[Tensor, "R D"],
+    head: Head,
+    labels: Int[Tensor, " R"],
+    owner: Int[Tensor, " R"],
+    spans: Sequence[Span],
+    loss: Loss,
+    *,
+    rows: int,
+    linear: bool,
+) -> tuple[Float[Tensor, ""], Float[Tensor, " U"]]:
+    """A loss of the responses' log-probs, differentiable once, and the log-probs (nats) themselves, detached.
+
+    Args:
+        owner: the unique response of each row, ascending.
+        spans: cover all prompts in order, see `spans_of`.
+        loss: of a span, given the log-probs of its responses.
+        rows: of the largest slice whose logits exist at a time.
+        linear: whether the slopes do not depend on log-probs (supervised objectives): then nothing is ever recomputed.
+    """
+    return _HeadLoss.apply(hidden, head.weight, head.bias, head, labels, owner, spans, loss, rows, linear)
+
+
+def spans_of(segments: Sequence[Segment], num_prompts: int, rows: int) -> list[Span]:
+    """Prompts joined while their trained tokens are at most `rows`; a larger prompt stands alone."""
+    spans: list[Span] = []
+    prompt, response, row = 0, 0, 0
+    for branches in groups_of(segments)[:num_prompts]:
+        size = len(branches), sum(branch.trained for branch in branches)
+        if spans and row + size[1] - spans[-1].rows[0] <= rows:
+            begin = spans.pop()
+        else:
+            begin = Span((prompt, prompt), (response, response), (row, row))
+        prompt, response, row = prompt + 1, response + size[0], row + size[1]
+        spans.append(Span((begin.prompts[0], prompt), (begin.responses[0], response), (begin.rows[0], row)))
+    return spans
+
+
+def groups_of(segments: Sequence[Segment]) -> list[list[Segment]]:
+    """The branches of every prompt."""
+    groups: list[list[Segment]] = []
+    for segment in segments:
+        if segment.is_prompt:
+            groups.append([])
+        else:
+            groups[-1].append(segment)
+    return groups
