@@ -169,7 +169,7 @@ def test_mixed_precision_trains_near_full_precision(run, objective):
     full, mixed = (
         run(
             objective, f"trainer.precision={precision}", "target.dtype=float32", "optimizer.lr=1e-3",
-            "trainer.first_step_tolerance=0.01", output=precision,
+            output=precision,
         )
         for precision in ("32-true", "bf16-mixed")
     )  # fmt: skip

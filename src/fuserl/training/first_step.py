@@ -45,7 +45,7 @@ def check_first_pack(
         totals = partial(objective.loss, nll=0.0)(scores, progress=0.0)
         weight = totals.weight.sum()
         start = float(totals.sum.sum() / weight) if weight > 0 else math.log(2)
-        if not abs(start - math.log(2)) <= max(1e-3, 100 * tolerance):
+        if not abs(start - math.log(2)) <= max(1e-3, 10 * tolerance):
             raise FuserlError(
                 f"the loss starts at {start:.4f} a unit of weight instead of ln 2 = {math.log(2):.4f}",
                 where=f"objective `{objective.name}`",
