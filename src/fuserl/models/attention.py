@@ -73,6 +73,7 @@ def packing() -> Iterator[None]:
         )
 
 
+@torch.compiler.disable
 def fuserl_attention(
     module: nn.Module,
     query: Tensor,

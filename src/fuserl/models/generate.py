@@ -40,7 +40,8 @@ def sample(
         for start in range(0, len(indices), ROWS):
             part = indices[start : start + ROWS]
             ids = torch.tensor([prompts[index] for index in part], device=device)
-            decoded = _decode(model, ids, max_new_tokens, temperature, stop_ids, generator)
+            with torch.compiler.set_stance("force_eager"):  # every step of decoding has another shape
+                decoded = _decode(model, ids, max_new_tokens, temperature, stop_ids, generator)
             for index, row in zip(part, decoded, strict=True):
                 answers[index].append(row)
     model.train(was_training)

@@ -25,6 +25,7 @@ class Split:
     plan: Plan
     reference: np.ndarray | None = None  # [N, K] summed reference log-probs, nats
     truncate: int | None = None  # tokens of prompt and response, where responses are cut
+    multiple: int = 1  # packs are padded up to a multiple of so many tokens
 
     def pack(self, step: int, position: int, rank: int) -> GroupBatch:
         """Pack number `position` of an optimiser step, as `rank` sees it."""
@@ -39,6 +40,7 @@ class Split:
             count_in_step=count if count > 0 else 1.0,
             progress=step / max(1, self.plan.steps),
             truncate=self.truncate,
+            multiple=self.multiple,
         )
 
     def cost(self, row: int) -> int:

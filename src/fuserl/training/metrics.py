@@ -105,10 +105,10 @@ def tally(
 
 def _tally_pairs(into: Tally, scores: GroupScores, pairs: Pairs, domain: Tensor, *, against_reference: bool) -> None:
     keep = pairs.valid
-    where = [domain[:, None].expand_as(keep)[keep], scores.source.gather(1, pairs.chosen)[keep] + 1]
+    where = [domain[:, None].expand_as(keep), scores.source.gather(1, pairs.chosen) + 1]
 
     def column(values: Tensor, index: Tensor) -> Tensor:
-        return values.gather(1, index)[keep].to(into.sum.dtype)
+        return torch.where(keep, values.gather(1, index).to(into.sum.dtype), 0)
 
     logps = [column(scores.policy_logps, side) for side in (pairs.chosen, pairs.rejected)]
     tokens = [column(scores.num_tokens, side) for side in (pairs.chosen, pairs.rejected)]
@@ -118,7 +118,7 @@ def _tally_pairs(into: Tally, scores: GroupScores, pairs: Pairs, domain: Tensor,
         [policy - anchor for policy, anchor in zip(logps, reference, strict=True)] if against_reference else per_token
     )
     margin = sides[0] - sides[1]
-    one, every = torch.ones_like(margin), torch.ones_like(margin, dtype=torch.bool)
+    one = torch.ones_like(margin)
     values = {
         "chosen_logps": logps[0],
         "rejected_logps": logps[1],
@@ -130,7 +130,7 @@ def _tally_pairs(into: Tally, scores: GroupScores, pairs: Pairs, domain: Tensor,
         "rejected_tokens": tokens[1],
     }
     for name, value in values.items():
-        _add(into, name, value, one, every, where)
+        _add(into, name, value, one, keep, where)
 
 
 def _at(values: Tensor, column: Int[Tensor, "P 1"]) -> Tensor:
@@ -138,11 +138,11 @@ def _at(values: Tensor, column: Int[Tensor, "P 1"]) -> Tensor:
 
 
 def _add(into: Tally, metric: str, value: Tensor, count: Tensor, keep: Tensor, slices: list[Tensor]) -> None:
+    """Nothing here makes the host wait for the device: shapes do not depend on values."""
     column = METRICS.index(metric)
-    value, count = value.detach()[keep].to(into.sum.dtype), count.detach()[keep].to(into.sum.dtype)
+    value, count = (torch.where(keep, part.detach().to(into.sum.dtype), 0).flatten() for part in (value, count))
     into.sum[0, column] += value.sum()
     into.count[0, column] += count.sum()
     for rows in slices:
-        rows = rows[keep] if rows.shape == keep.shape else rows
-        into.sum[:, column].index_add_(0, rows, value)
-        into.count[:, column].index_add_(0, rows, count)
+        into.sum[:, column].index_add_(0, rows.flatten(), value)
+        into.count[:, column].index_add_(0, rows.flatten(), count)

@@ -14,15 +14,19 @@ from omegaconf import DictConfig, OmegaConf
 
 from fuserl.errors import FuserlError
 from fuserl.models.attention import choose
+from fuserl.models.compiled import compile_layers
 from fuserl.models.load import check_vocabulary, load_policy, load_tokenizer
 from fuserl.models.reference import ReferenceCache, fill, weights_digest
 from fuserl.models.scoring import Packed, Padded, Scoring, check_model, rows_within
-from fuserl.tokens.collate import GroupBatch
+from fuserl.tokens.collate import PADDING, GroupBatch
 from fuserl.tokens.templates import Template, load_template
 from fuserl.training.datamodule import Split
 from fuserl.training.group_module import Report
 from fuserl.training.prepare import Prepared, prepare, reported_pairs, scores_of
 from fuserl.training.summary import say
+
+
+PACK_LENGTHS = 8  # on a GPU
 
 
 def device_of(accelerator: str) -> torch.device:
@@ -76,15 +80,24 @@ class Setup:
             lora=OmegaConf.to_container(cfg.target.lora) if cfg.target.lora else None,
             checkpointing=cfg.target.checkpointing,
         ).to(self.device)
+        if cfg.trainer.compile:
+            compile_layers(self.policy)
         if cfg.trainer.packing == "shared":
             check_model(self.policy, self.backend)
             rows = rows_within(_logits_memory(cfg.trainer.logits_memory, self.device), self.policy)
             self.scoring: Scoring = Packed(self.backend, rows, self.prepared.objective.linear)
         else:
             self.scoring = Padded()
+        self._round_packs_up()
         self.reference_stats: dict[str, Any] = {"hits": 0, "misses": 0, "seconds": 0.0}
         if self.prepared.objective.uses_reference:
             self._fill_reference(dtype)
+
+    def _round_packs_up(self) -> None:
+        """To a few lengths on a GPU, whose kernels are chosen and memory is cut by length."""
+        if self.device.type == "cuda" and self.cfg.trainer.packing == "shared":
+            multiple = -(-self.prepared.train.plan.max_tokens // (PACK_LENGTHS * PADDING)) * PADDING
+            self.prepared.train = replace(self.prepared.train, multiple=multiple)
 
     def _fill_reference(self, dtype: str) -> None:
         path = self.cfg.reference.path

@@ -36,15 +36,22 @@ class Throughput(Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, module: GroupModule, outputs: Any, batch: Any, batch_index: int
     ) -> None:
-        """Stop it; after a whole optimiser step, count its tokens."""
-        if module.device.type == "cuda":
+        """Stop it; after a whole optimiser step, count its tokens. A GPU's queue is waited for once a row."""
+        step_done = trainer.global_step != self._step
+        a_row = step_done and (trainer.global_step % self.log_every == 0 or trainer.global_step == trainer.max_steps)
+        if a_row and module.device.type == "cuda":
             torch.cuda.synchronize(module.device)
         self.seconds += time.perf_counter() - self._started
-        if trainer.global_step == self._step:
-            return
-        self.tokens += self.tokens_of_step(self._step)
-        if trainer.global_step % self.log_every == 0 or trainer.global_step == trainer.max_steps:
+        self.tokens += self.tokens_of_step(self._step) if step_done else 0
+        if a_row:
             self._publish(trainer, module)
+
+    def on_validation_start(self, trainer: L.Trainer, module: GroupModule) -> None:
+        """What a GPU still computes of training belongs to training."""
+        if module.device.type == "cuda" and trainer.training:
+            started = time.perf_counter()
+            torch.cuda.synchronize(module.device)
+            self.seconds += time.perf_counter() - started
 
     def _publish(self, trainer: L.Trainer, module: GroupModule) -> None:
         rate = self.tokens / max(self.seconds, 1e-9)

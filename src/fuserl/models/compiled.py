@@ -1,0 +1,32 @@
+"""`torch.compile` of decoder layers, one at a time and for any length: packs of other lengths compile nothing anew."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from fuserl.errors import FuserlError
+from fuserl.models.scoring import causal_lm, decoder
+
+
+def compile_layers(model: Any) -> None:
+    """Compile every decoder layer in place; names in the state dict stay as they are.
+
+    All layers share their code, so a handful of graphs serves them all. Attention over packs stays outside the graphs:
+    what it does depends on the pack.
+
+    Raises:
+        FuserlError: the model's layers are not where they are in transformers' decoders.
+    """
+    base = causal_lm(model)
+    for module in decoder(base).modules():
+        if isinstance(module, nn.ModuleList) and len(module) == base.config.get_text_config().num_hidden_layers:
+            for layer in module:
+                layer.compile(dynamic=True)
+            return
+    raise FuserlError(
+        "no list of decoder layers was found to compile",
+        where=f"architecture `{type(base).__name__}`",
+        hint="use `trainer.compile=false`",
+    )
