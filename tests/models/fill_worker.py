@@ -11,7 +11,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import kit
 import numpy as np
 
-from fuserl.models.reference import ReferenceCache, fill
+from fuserl.models.reference import fill
+from fuserl.models.reference_cache import ReferenceCache
 from fuserl.models.scoring import score_batch
 from fuserl.tokens.store import TokenStore
 

@@ -15,7 +15,8 @@ from torch.testing import assert_close
 from fuserl.errors import FuserlError
 from fuserl.models import load
 from fuserl.models.generate import sample
-from fuserl.models.reference import ReferenceCache, fill, frozen, weights_digest
+from fuserl.models.reference import fill, frozen, weights_digest
+from fuserl.models.reference_cache import ReferenceCache
 from fuserl.models.scoring import check_model, score_batch, score_padded
 from fuserl.tokens.collate import collate
 

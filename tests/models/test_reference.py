@@ -18,11 +18,12 @@ import torch
 from numpy.testing import assert_allclose, assert_array_equal
 
 from fuserl.errors import FuserlError
-from fuserl.models.reference import ReferenceCache, fill, response_key, weights_digest
-from fuserl.models.scoring import score_batch, score_padded
+from fuserl.models.reference import fill, weights_digest
+from fuserl.models.reference_cache import Entry, ReferenceCache
+from fuserl.models.scoring import per_token, score_batch, score_padded
 from fuserl.records.schema import PromptGroup
 from fuserl.tokens.collate import collate
-from fuserl.tokens.store import TokenStore, TokenWriter
+from fuserl.tokens.store import TokenStore, TokenWriter, response_key
 
 WORKER = Path(__file__).with_name("fill_worker.py")
 
@@ -273,21 +274,93 @@ def test_a_killed_fill_is_taken_up_where_it_was(tmp_path):
     assert_allclose(filled, fill_all(model, store, open_cache(tmp_path, weights="alone")), rtol=0, atol=1e-6)
 
 
-def test_two_processes_fill_one_cache(tmp_path):
+def test_three_processes_share_the_work(tmp_path):
+    """Each waits for what another computes: nothing is computed twice, and all end with the same numbers."""
     store, model = kit.token_store(tmp_path, kit.random_groups(20, 1, 2)), kit.tiny_model()
-    processes = [started(tmp_path, store, 0.02) for _ in range(2)]
-    outputs = [process.communicate(timeout=60) for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], outputs
+    processes = [started(tmp_path, store, 0.02) for _ in range(3)]
+    outputs = [process.communicate(timeout=120) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0, 0], outputs
+    counts = [tuple(map(int, out.split())) for out, _ in outputs]
+    assert sum(misses for _, misses in counts) == 40, counts
+    assert all(hits + misses == 40 for hits, misses in counts), counts
     cache = open_cache(tmp_path)
     assert len(contents(cache.path)) == 40
     shared = fill_all(model, store, cache, score=never)
     assert_allclose(shared, fill_all(model, store, open_cache(tmp_path, weights="alone")), rtol=0, atol=1e-6)
 
 
+def test_what_a_killed_process_had_claimed_is_taken_over(tmp_path):
+    store = kit.token_store(tmp_path, kit.random_groups(40, 1, 2))
+    path = open_cache(tmp_path).path
+    victim, *others = [started(tmp_path, store, 0.03) for _ in range(3)]
+    wait_for_entries(path, 6, victim)
+    victim.send_signal(signal.SIGKILL)
+    victim.communicate()
+    outputs = [process.communicate(timeout=120) for process in others]
+    assert [process.returncode for process in others] == [0, 0], outputs
+    cache = open_cache(tmp_path)
+    assert len(contents(path)) == 80
+    assert cache.database.execute("SELECT COUNT(*) FROM claims").fetchone() == (0,), "no claim is left behind"
+    alone = fill_all(kit.tiny_model(), store, open_cache(tmp_path, weights="alone"))
+    assert_allclose(fill_all(kit.tiny_model(), store, cache, score=never), alone, rtol=0, atol=1e-6)
+
+
+def test_claims_of_the_living_hold_and_others_do_not(tmp_path):
+    mine, other = open_cache(tmp_path), open_cache(tmp_path)
+    assert other.claim([b"a", b"b"]).mine == {b"a", b"b"}
+    assert mine.claim([b"a", b"c"]).mine == {b"c"}
+    other.put([Entry(b"a", -1.0, 2)])
+    assert mine.claim([b"a", b"b"]) == (set(), {b"a": -1.0})
+    host, pid, started_at, _ = other.owner.split("|")
+    for gone in (f"{host}|{pid}|{started_at}0|x", f"{host}|{2**22 + 1}|1|x"):  # another process with its id, and none
+        mine.database.execute("UPDATE claims SET owner = ? WHERE key = ?", (gone, b"b"))
+        assert mine.claim([b"b"]).mine == {b"b"}
+    mine.database.execute("UPDATE claims SET owner = 'elsewhere|1|1|x', beat = ? WHERE key = ?", (time.time(), b"b"))
+    assert mine.claim([b"b"]).mine == set()
+    mine.database.execute("UPDATE claims SET beat = beat - 601 WHERE key = ?", (b"b",))
+    assert mine.claim([b"b"]).mine == {b"b"}
+
+
+def test_a_whole_split_is_recalled_without_looking_at_entries(tmp_path):
+    store, model = kit.token_store(tmp_path, kit.random_groups(6, 2, 2)), kit.tiny_model()
+    first = fill_all(model, store, open_cache(tmp_path))
+    cache = open_cache(tmp_path)
+    cache.database.execute("DELETE FROM logps")
+    assert_array_equal(fill_all(model, store, cache, score=never), first)
+    assert (cache.hits, cache.misses) == (24, 0)
+    fewer = np.array(store.valid)
+    fewer[0, 0] = False
+    with pytest.raises(AssertionError, match="nothing may be computed"):
+        fill_all(model, store, cache, fewer, score=never)
+    for damaged in cache.splits.iterdir():
+        damaged.write_bytes(b"")
+    assert_array_equal(fill_all(model, store, cache), first)
+
+
+def test_log_probs_a_token_are_kept_on_request(tmp_path):
+    store, model = kit.token_store(tmp_path, kit.random_groups(4, 2, 2)), kit.tiny_model()
+    cache = open_cache(tmp_path)
+    sums = fill_all(model, store, cache)
+    key = bytes(store.keys[1, 2])
+    assert cache.tokens([key]) == {}
+
+    def tokens(model, batch):
+        return per_token(model, batch, backend="sdpa", rows=4096)
+
+    again = fill_all(model, store, cache, per_token=tokens)
+    assert cache.misses == 32, "sums alone are not enough"
+    assert_allclose(again, sums, rtol=0, atol=1e-12)
+    kept = cache.tokens([key])[key]
+    assert len(kept) == store.num_tokens[1, 2]
+    assert_allclose(kept.sum(), sums[1, 2], rtol=0, atol=1e-12)
+    fill_all(model, store, cache, per_token=lambda *_: never(*_))
+    assert cache.misses == 32
+
+
 def _open_together(folder: Path, gate, answers) -> None:
     gate.wait()
     try:
-        open_cache(folder).put([(os.getpid().to_bytes(8, "big"), 1.0, 1)])
+        open_cache(folder).put([Entry(os.getpid().to_bytes(8, "big"), 1.0, 1)])
         answers.put(None)
     except BaseException as error:
         answers.put(repr(error))
@@ -309,29 +382,29 @@ def test_processes_may_create_the_file_at_the_same_moment(tmp_path):
 
 def test_the_first_writer_of_an_entry_stands(tmp_path):
     one, two = open_cache(tmp_path), open_cache(tmp_path)
-    one.put([(b"a", -1.0, 2)])
-    two.put([(b"a", -1.5, 2), (b"b", -3.0, 4)])
+    one.put([Entry(b"a", -1.0, 2)])
+    two.put([Entry(b"a", -1.5, 2), Entry(b"b", -3.0, 4)])
     assert one.get([b"a", b"b", b"c"]) == two.get([b"c", b"b", b"a"]) == {b"a": -1.0, b"b": -3.0}
 
 
 def test_a_transaction_that_breaks_leaves_nothing(tmp_path):
     def rows():
-        yield b"a", -1.0, 2
+        yield Entry(b"a", -1.0, 2)
         raise KeyboardInterrupt
 
     cache = open_cache(tmp_path)
     with pytest.raises(KeyboardInterrupt):
         cache.put(rows())
     assert cache.get([b"a"]) == {}
-    cache.put([(b"b", -2.0, 1)])
+    cache.put([Entry(b"b", -2.0, 1)])
     assert cache.get([b"a", b"b"]) == {b"b": -2.0}
 
 
 def test_many_keys_are_read_in_parts(tmp_path):
     cache = open_cache(tmp_path)
-    rows = [(number.to_bytes(4, "big"), float(-number), 1) for number in range(2345)]
+    rows = [Entry(number.to_bytes(4, "big"), float(-number), 1) for number in range(2345)]
     cache.put(rows)
-    assert cache.get([key for key, _, _ in rows]) == {key: value for key, value, _ in rows}
+    assert cache.get([row.key for row in rows]) == {row.key: row.logps for row in rows}
 
 
 def test_a_damaged_file_is_an_error_with_a_way_out(tmp_path):

@@ -1,37 +1,30 @@
 """Reference log-probs: computed once for every (weights, dtype, kernel, tokens), shared by all runs, grown by response.
 
 An entry is addressed by content alone: nothing of the optimiser or the loss enters its key, and everything that could
-change the number does. SQLite keeps it whole under kills and several processes.
+change the number does.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import sqlite3
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from fuserl.errors import FuserlError
+from fuserl.models.reference_cache import Entry, ReferenceCache
 from fuserl.models.scoring import causal_lm, score_batch
 from fuserl.tokens.collate import collate
-from fuserl.tokens.plan import GroupCosts, first_fit
-from fuserl.tokens.store import TokenStore
+from fuserl.tokens.plan import GroupCosts, next_fit
+from fuserl.tokens.store import TokenStore, response_key
 
-LAYOUT = 1  # raise it when a stored number changes its meaning
-
-
-def response_key(prompt: np.ndarray, branch: np.ndarray, untrained: int) -> bytes:
-    """Address of a response: its prompt's and its own token ids, and where its trained part begins."""
-    content = np.asarray(prompt, np.int32).tobytes() + b"|" + np.asarray(branch, np.int32).tobytes()
-    return hashlib.sha256(content + b"|%d,%d" % (len(prompt), untrained)).digest()
+POLL = 0.2  # seconds between two looks at what other processes compute
 
 
 def weights_digest(model: nn.Module) -> str:
@@ -61,55 +54,33 @@ def frozen(model: Any) -> Iterator[None]:
         yield
 
 
-class ReferenceCache:
-    """Sums (nats) and token counts by content, in one SQLite file for each (weights, dtype, kernel)."""
+@dataclass(frozen=True)
+class Wanted:
+    """The n responses whose reference a run needs, by place and by content."""
 
-    def __init__(self, folder: Path, *, weights: str, dtype: str, backend: str) -> None:
-        name = hashlib.sha256(f"{LAYOUT}|{weights}|{dtype}|{backend}".encode()).hexdigest()[:24]
-        self.path = Path(folder) / f"{name}.sqlite"
-        self.hits, self.misses, self.seconds = 0, 0, 0.0
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.database = self._open()
-        except (OSError, sqlite3.Error) as error:
-            raise FuserlError(
-                f"the reference cache cannot be opened ({error})",
-                where=str(self.path),
-                hint="delete the file (it is computed again), or give another folder with `cache=DIR`",
-            ) from error
+    rows: np.ndarray  # [n]
+    columns: np.ndarray  # [n]
+    unique: list[bytes]  # different contents
+    content: np.ndarray  # [n], which of them
+    digest: str  # of places and contents
 
-    def _open(self) -> sqlite3.Connection:
-        database = sqlite3.connect(self.path, timeout=120, isolation_level=None)
-        database.execute("PRAGMA journal_mode=WAL")
-        database.execute("PRAGMA synchronous=NORMAL")
-        database.execute(
-            "CREATE TABLE IF NOT EXISTS logps (key BLOB PRIMARY KEY, logps REAL, num_tokens INTEGER) WITHOUT ROWID"
-        )
-        return database
-
-    def get(self, keys: Iterable[bytes]) -> dict[bytes, float]:
-        """What is there of these keys."""
-        found: dict[bytes, float] = {}
-        wanted = list(keys)
-        for start in range(0, len(wanted), 500):
-            part = wanted[start : start + 500]
-            marks = ",".join("?" * len(part))
-            found.update(self.database.execute(f"SELECT key, logps FROM logps WHERE key IN ({marks})", part))
-        return found
-
-    def put(self, rows: Iterable[tuple[bytes, float, int]]) -> None:
-        """Add entries in one transaction; the first writer of a key stands."""
-        self.database.execute("BEGIN IMMEDIATE")
-        try:
-            self.database.executemany("INSERT OR IGNORE INTO logps VALUES (?, ?, ?)", rows)
-        except BaseException:
-            self.database.execute("ROLLBACK")
-            raise
-        self.database.execute("COMMIT")
-
-    def close(self) -> None:
-        """Let go of the file."""
-        self.database.close()
+    @classmethod
+    def of(cls, store: TokenStore, used: np.ndarray, truncate: int | None) -> Wanted:
+        """Keys are in the store already; only those of responses that are cut are computed here."""
+        rows, columns = np.nonzero(used & np.asarray(store.valid))
+        keys = np.array(store.keys[rows, columns])
+        if truncate is not None:
+            lengths = np.asarray(store.prompt_tokens)[rows] + np.asarray(store.branch_tokens)[rows, columns]
+            for place in np.flatnonzero(lengths > truncate).tolist():
+                row, column = int(rows[place]), int(columns[place])
+                prompt = store.prompt(row)
+                branch = store.branch(row, column)[: truncate - len(prompt)]
+                key = response_key(prompt, branch, int(store.untrained[row, column]))
+                keys[place] = np.frombuffer(key, np.uint8)
+        flat = np.ascontiguousarray(keys).view("V16").ravel()
+        unique, content = np.unique(flat, return_inverse=True)
+        places = hashlib.sha256(np.stack([rows, columns]).tobytes() + flat.tobytes())
+        return cls(rows, columns, [bytes(key) for key in unique], content.ravel(), places.hexdigest()[:24])
 
 
 @torch.no_grad()
@@ -123,61 +94,134 @@ def fill(
     backend: str,
     truncate: int | None = None,
     score: Callable | None = None,
+    per_token: Callable | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> np.ndarray:
     """Reference log-probs [N, K] (nats, summed; 0 where not used), computing only what the cache lacks.
+
+    Several processes may fill one cache: they share the work, and nothing is computed twice.
 
     Args:
         used: [N, K], which responses.
         max_tokens: of one pack (a larger group has a pack of its own).
         score: how to score a batch, where not packed.
-        progress: told (packs done, packs in all).
+        per_token: `per_token(model, batch) -> [R]`, log-probs of trained tokens to be kept as well.
+        progress: told (packs done, packs in all); the rest are other processes'.
     """
     started = time.perf_counter()
-    score = score or (lambda m, b: score_batch(m, b, backend=backend))
-    device = next(model.parameters()).device
-    keys = _keys(store, used, truncate)
-    known = cache.get(set(keys.values()))
-    missing = np.zeros_like(used, dtype=bool)
-    for (row, column), key in keys.items():
-        missing[row, column] = key not in known
-    cache.hits += sum(key in known for key in set(keys.values()))
-    rows = np.flatnonzero(missing.any(axis=1))
-    packs = (
-        first_fit(tokens := GroupCosts.of(store, missing, rows, truncate).tokens, max(max_tokens, int(tokens.max())))
-        if len(rows)
-        else []
-    )
-    was_training = model.training
-    model.eval()
-    with frozen(model):
-        for number, members in enumerate(packs):
-            groups = rows[members].tolist()
-            batch = collate(store, groups, missing, truncate=truncate)
-            logps = score(model, batch.to(device)).double().cpu()
-            fresh = {}
-            for group, table in zip(groups, batch.row.tolist(), strict=True):
-                for column, unique in enumerate(table):
-                    if unique >= 0:
-                        count = int(store.num_tokens[group, column])
-                        fresh[keys[group, column]] = (float(logps[unique]), count)
-            cache.put([(key, value, count) for key, (value, count) in fresh.items()])
-            known.update({key: value for key, (value, _) in fresh.items()})
-            cache.misses += len(fresh)
-            if progress:
-                progress(number + 1, len(packs))
-    model.train(was_training)
+    wanted = Wanted.of(store, used, truncate)
+    values = None if per_token else cache.recall(wanted.digest)
+    if values is None:
+        known = cache.get(wanted.unique, with_tokens=per_token is not None)
+        cache.hits += len(known)
+        missing = np.array([key not in known for key in wanted.unique], dtype=bool)
+        if missing.any():
+            work = _Work(model, store, cache, wanted, truncate, score or _packed(backend), per_token)
+            work.compute(missing, known, max_tokens, progress)
+        values = np.array([known[key] for key in wanted.unique])
+        cache.remember(wanted.digest, values)
+    else:
+        cache.hits += len(wanted.unique)
     filled = np.zeros(used.shape)
-    for (row, column), key in keys.items():
-        filled[row, column] = known[key]
+    filled[wanted.rows, wanted.columns] = values[wanted.content] if len(values) else 0.0
     cache.seconds += time.perf_counter() - started
     return filled
 
 
-def _keys(store: TokenStore, used: np.ndarray, truncate: int | None) -> dict[tuple[int, int], bytes]:
-    keys = {}
-    for row, column in zip(*(axis.tolist() for axis in np.nonzero(used & np.asarray(store.valid))), strict=True):
-        prompt = store.prompt(row)
-        branch = store.branch(row, column)[: None if truncate is None else truncate - len(prompt)]
-        keys[int(row), int(column)] = response_key(prompt, branch, int(store.untrained[row, column]))
-    return keys
+def _packed(backend: str) -> Callable:
+    return lambda model, batch: score_batch(model, batch, backend=backend)
+
+
+@dataclass(frozen=True)
+class _Work:
+    model: Any
+    store: TokenStore
+    cache: ReferenceCache
+    wanted: Wanted
+    truncate: int | None
+    score: Callable
+    per_token: Callable | None
+
+    def compute(
+        self, missing: np.ndarray, known: dict[bytes, float], max_tokens: int, progress: Callable | None
+    ) -> None:
+        """Add the missing to `known`: pack by pack what can be claimed, then what others have computed meanwhile."""
+        packs = self._packs(missing, max_tokens)
+        todo, done = list(range(len(packs))), 0
+        was_training = self.model.training
+        self.model.eval()
+        try:
+            with frozen(self.model):
+                while todo:
+                    left = []
+                    for number in todo:
+                        if not self._one(packs[number], known):
+                            left.append(number)
+                            continue
+                        done += 1
+                        if progress:
+                            progress(done, len(packs))
+                    if len(left) == len(todo):
+                        time.sleep(POLL)
+                    todo = left
+        finally:
+            self.model.train(was_training)
+            self.cache.release()
+
+    def _packs(self, missing: np.ndarray, max_tokens: int) -> list[dict[bytes, tuple[int, int]]]:
+        """Where to compute each missing content: its first place in the split."""
+        first = np.full(len(missing), len(self.wanted.content), dtype=np.int64)
+        np.minimum.at(first, self.wanted.content, np.arange(len(self.wanted.content)))
+        places = np.sort(first[missing])
+        chosen = np.zeros(self.store.valid.shape, dtype=bool)
+        chosen[self.wanted.rows[places], self.wanted.columns[places]] = True
+        rows = np.flatnonzero(chosen.any(axis=1))
+        tokens = GroupCosts.of(self.store, chosen, rows, self.truncate).tokens
+        key_at = {
+            (int(self.wanted.rows[place]), int(self.wanted.columns[place])): self.wanted.unique[
+                self.wanted.content[place]
+            ]
+            for place in places
+        }
+        return [
+            {key_at[int(row), int(column)]: (int(row), int(column)) for row in rows[members] for column in np.flatnonzero(chosen[row])}
+            for members in next_fit(tokens, max_tokens)
+        ]  # fmt: skip
+
+    def _one(self, pack: dict[bytes, tuple[int, int]], known: dict[bytes, float]) -> bool:
+        """Compute what is free of a pack; whether all of it is known now."""
+        rest = [key for key in pack if key not in known]
+        claimed = self.cache.claim(rest, with_tokens=self.per_token is not None)
+        known.update(claimed.known)
+        self.cache.hits += len(claimed.known)
+        if claimed.mine:
+            entries = self._entries({key: pack[key] for key in rest if key in claimed.mine})
+            self.cache.put(entries)
+            self.cache.misses += len(entries)
+            known.update({entry.key: entry.logps for entry in entries})
+        return all(key in known for key in pack)
+
+    def _entries(self, places: dict[bytes, tuple[int, int]]) -> list[Entry]:
+        chosen = np.zeros(self.store.valid.shape, dtype=bool)
+        for row, column in places.values():
+            chosen[row, column] = True
+        groups = sorted({row for row, _ in places.values()})
+        batch = collate(self.store, groups, chosen, truncate=self.truncate)
+        batch = batch.to(next(self.model.parameters()).device)
+        tokens: list[np.ndarray] = []
+        if self.per_token:
+            flat = self.per_token(self.model, batch).double().cpu().numpy()
+            ends = np.cumsum([segment.trained for segment in batch.segments if not segment.is_prompt])
+            tokens = np.split(flat, ends[:-1])
+            logps = np.array([part.sum() for part in tokens])
+        else:
+            logps = self.score(self.model, batch).double().cpu().numpy()
+        row_of = {group: number for number, group in enumerate(groups)}
+        table, counts = batch.row.tolist(), batch.num_tokens.tolist()
+        return [
+            Entry(
+                key, float(logps[unique]), counts[row_of[row]][column], tokens[unique].tobytes() if tokens else None
+            )
+            for key, (row, column) in places.items()
+            if (unique := table[row_of[row]][column]) >= 0
+        ]  # fmt: skip

@@ -208,6 +208,18 @@ def first_fit(tokens: np.ndarray, max_tokens: int) -> list[list[int]]:
     return bins
 
 
+def next_fit(tokens: np.ndarray, max_tokens: int) -> list[np.ndarray]:
+    """Neighbours together, each bin at most `max_tokens`, or one larger group alone. Linear time, order kept."""
+    ends = np.cumsum(tokens)
+    bins, start = [], 0
+    while start < len(tokens):
+        before = ends[start - 1] if start else 0
+        end = max(start + 1, int(np.searchsorted(ends, before + max_tokens, side="right")))
+        bins.append(np.arange(start, end))
+        start = end
+    return bins
+
+
 def pack(tokens: np.ndarray, count: int, max_tokens: int) -> list[list[int]]:
     """Exactly `count` bins of near equal cost (largest first into the emptiest), each at most `max_tokens`."""
     heap = [(0, number) for number in range(count)]

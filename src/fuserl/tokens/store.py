@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -15,6 +16,7 @@ import numpy as np
 from fuserl.records.schema import PromptGroup
 
 VERDICT = {None: -1, "wrong": 0, "right": 1, "unknown": 2}
+BLOCKS, BLOCK = 64, 4096  # of every array that are looked at when a store is opened
 COLUMNS = {  # [N, K] columns and what stands where there is no response
     "rewards": (np.float64, np.nan),
     "given": (np.float64, np.nan),
@@ -27,6 +29,12 @@ COLUMNS = {  # [N, K] columns and what stands where there is no response
     "duplicate_of": (np.int32, -1),  # column of the group's first identical response
     "start": (np.int64, 0),  # where the branch begins in `tokens`
 }
+
+
+def response_key(prompt: np.ndarray, branch: np.ndarray, untrained: int) -> bytes:
+    """Address of a response, 16 bytes: its prompt's and its own token ids, and where its trained part begins."""
+    content = np.asarray(prompt, np.int32).tobytes() + b"|" + np.asarray(branch, np.int32).tobytes()
+    return hashlib.sha256(content + b"|%d,%d" % (len(prompt), untrained)).digest()[:16]
 
 
 class TokenStore:
@@ -45,8 +53,9 @@ class TokenStore:
         self.num_tokens, self.branch_tokens = self._load("num_tokens"), self._load("branch_tokens")
         self.untrained, self.duplicate_of = self._load("untrained"), self._load("duplicate_of")
         self.start = self._load("start")
-        if int(meta["num_tokens"]) != len(self.tokens):
-            raise ValueError("tokens are cut short")
+        self.keys = self._load("keys")  # [N, K, 16], see `response_key`
+        if int(meta["num_tokens"]) != len(self.tokens) or meta["check"] != _check(folder):
+            raise ValueError("the arrays are not those that were written")
 
     def _load(self, name: str) -> np.ndarray:
         return np.load(self.folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
@@ -56,7 +65,7 @@ class TokenStore:
         """The store in `folder`, or None when it is absent or damaged (then it is written anew)."""
         try:
             return cls(folder)
-        except (OSError, ValueError, KeyError):
+        except (OSError, EOFError, ValueError, KeyError, TypeError):
             return None
 
     def __len__(self) -> int:
@@ -86,6 +95,7 @@ class TokenWriter:
         self.domains: list[str] = []
         self.prompts: list[tuple[int, int]] = []
         self.rows: list[dict[str, list[Any]]] = []
+        self.keys: list[bytes] = []  # of each group's responses, joined
 
     def add(
         self, group: PromptGroup, prompt: np.ndarray, branches: Sequence[np.ndarray], untrained: Sequence[int]
@@ -95,6 +105,8 @@ class TokenWriter:
         self.domains.append(group.domain)
         self.prompts.append((self._append(prompt), len(prompt)))
         row: dict[str, list[Any]] = {name: [] for name in COLUMNS}
+        keys = [response_key(prompt, branch, lead) for branch, lead in zip(branches, untrained, strict=True)]
+        self.keys.append(b"".join(keys))
         first: dict[bytes, int] = {}
         for column, (response, branch, lead) in enumerate(zip(group.responses, branches, untrained, strict=True)):
             same = first.setdefault(branch.tobytes() + b"|%d" % lead, column)
@@ -131,8 +143,16 @@ class TokenWriter:
             for number, row in enumerate(self.rows):
                 table[number, : len(row[name])] = row[name]
             np.save(self.part / f"{name}.npy", table)
+        joined = np.zeros((len(self.rows), width, 16), dtype=np.uint8)
+        for number, keys in enumerate(self.keys):
+            joined[number, : len(keys) // 16] = np.frombuffer(keys, np.uint8).reshape(-1, 16)
+        np.save(self.part / "keys.npy", joined)
         meta = {"ids": self.ids, "domains": self.domains, "sources": self.sources, "num_tokens": self.length}
+        meta["check"] = _check(self.part)
         (self.part / "meta.json").write_text(json.dumps(meta, ensure_ascii=True), encoding="utf-8")
+        for file in self.part.iterdir():  # a rename must not reach the disk before what it names
+            with file.open("rb") as written:
+                os.fsync(written.fileno())
         try:
             os.rename(self.part, self.folder)
         except OSError:
@@ -142,3 +162,16 @@ class TokenWriter:
             else:
                 shutil.rmtree(self.part)
         return TokenStore(self.folder)
+
+
+def _check(folder: Path) -> str:
+    """Of every array's size and of blocks spread evenly over it: tells damage at once, however large the store is."""
+    content = hashlib.sha256()
+    for file in sorted(folder.glob("*.npy")):
+        size = file.stat().st_size
+        content.update(f"{file.name}{size}".encode())
+        with file.open("rb") as array:
+            for number in range(BLOCKS):
+                array.seek(number * max(0, size - BLOCK) // (BLOCKS - 1))
+                content.update(array.read(BLOCK))
+    return content.hexdigest()[:16]

@@ -163,6 +163,7 @@ def _write_results(
     export_model(setup.policy, setup.tokenizer, folder.model, card=card(cfg, setup.prepared))
     measured = {
         "steps_done": trainer.global_step,
+        "data_seconds": setup.data_seconds,
         "train_seconds": watching.throughput.total_seconds,
         "peak_memory_mb": peak_memory_mb(),
         "attention_backend": setup.backend,

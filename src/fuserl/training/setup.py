@@ -16,7 +16,8 @@ from fuserl.errors import FuserlError
 from fuserl.models.attention import choose
 from fuserl.models.compiled import compile_layers
 from fuserl.models.load import check_vocabulary, load_policy, load_tokenizer
-from fuserl.models.reference import ReferenceCache, fill, weights_digest
+from fuserl.models.reference import fill, weights_digest
+from fuserl.models.reference_cache import ReferenceCache
 from fuserl.models.scoring import Packed, Padded, Scoring, check_model, rows_within
 from fuserl.tokens.collate import PADDING, GroupBatch
 from fuserl.tokens.templates import Template, load_template
@@ -24,7 +25,6 @@ from fuserl.training.datamodule import Split
 from fuserl.training.group_module import Report
 from fuserl.training.prepare import Prepared, prepare, reported_pairs, scores_of
 from fuserl.training.summary import say
-
 
 PACK_LENGTHS = 8  # on a GPU
 
@@ -69,7 +69,9 @@ class Setup:
         self.template: Template = load_template(
             self.tokenizer, chat_template=cfg.target.chat_template, date_string=cfg.target.date_string
         )
+        started = time.perf_counter()
         self.prepared: Prepared = prepare(cfg, self.template, self.cache, ranks=cfg.trainer.devices)
+        self.data_seconds = round(time.perf_counter() - started, 3)
         self.device = device_of(cfg.trainer.accelerator)
         self.backend = choose(cfg.trainer.attention, self.device)
         dtype = "float64" if cfg.trainer.precision == "64-true" else cfg.target.dtype
