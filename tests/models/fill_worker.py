@@ -1,4 +1,4 @@
-"""Fills a reference cache in a process of its own: `python fill_worker.py CACHE STORE SECONDS_A_PACK`."""
+"""Fills a reference cache in a process of its own: `python fill_worker.py CACHE STORE SECONDS_A_PACK COLUMNS RESULT`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fuserl.models.scoring import score_batch
 from fuserl.tokens.store import TokenStore
 
 
-def main(folder: str, store_folder: str, seconds: str) -> None:
+def main(folder: str, store_folder: str, seconds: str, columns: str, result: str) -> None:
     """One pack a group, and a pause before each, so that a kill or another process comes in between."""
     store = TokenStore(Path(store_folder))
     cache = ReferenceCache(Path(folder), weights="w", dtype="float64", backend="sdpa")
@@ -26,7 +26,10 @@ def main(folder: str, store_folder: str, seconds: str) -> None:
         time.sleep(float(seconds))
         return score_batch(model, batch)
 
-    fill(kit.tiny_model(), store, np.array(store.valid), cache, max_tokens=1, backend="sdpa", score=slowly)
+    used = np.zeros_like(store.valid)
+    used[:, [int(column) for column in columns.split(",")]] = True
+    filled = fill(kit.tiny_model(), store, used, cache, max_tokens=1, backend="sdpa", score=slowly)
+    np.save(result, filled)
     print(cache.hits, cache.misses)
 
 

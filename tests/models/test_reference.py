@@ -18,6 +18,7 @@ import torch
 from numpy.testing import assert_allclose, assert_array_equal
 
 from fuserl.errors import FuserlError
+from fuserl.models import reference_cache
 from fuserl.models.reference import fill, weights_digest
 from fuserl.models.reference_cache import Entry, ReferenceCache
 from fuserl.models.scoring import per_token, score_batch, score_padded
@@ -206,6 +207,14 @@ def test_untrained_tokens_are_context_only(tmp_path):
     assert cache.misses == 3
 
 
+def test_buffers_that_are_saved_with_the_weights_count():
+    model, digests = kit.tiny_model(), []
+    for value in (0.0, 1.0):
+        model.register_buffer("correction", torch.tensor(value))
+        digests.append(weights_digest(model))
+    assert digests[0] != digests[1]
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
 def test_the_digest_tells_weights_apart(dtype):
     model = kit.tiny_model(dtype=dtype)
@@ -234,10 +243,22 @@ def test_the_digest_tells_configurations_apart(tmp_path):
 # kills and company
 
 
-def started(tmp_path: Path, store: TokenStore, seconds: float) -> subprocess.Popen:
-    command = [sys.executable, str(WORKER), str(tmp_path / "cache"), str(store.folder), str(seconds)]
+def started(
+    tmp_path: Path, store: TokenStore, seconds: float, columns: str = "0,1", result: str = "0"
+) -> subprocess.Popen:
+    command = [
+        sys.executable,
+        str(WORKER),
+        tmp_path / "cache",
+        store.folder,
+        seconds,
+        columns,
+        tmp_path / f"{result}.npy",
+    ]
     environment = os.environ | {"PYTHONPATH": str(kit.ROOT / "src"), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        [str(part) for part in command], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
 
 
 def wait_for_entries(path: Path, count: int, process: subprocess.Popen) -> None:
@@ -274,35 +295,75 @@ def test_a_killed_fill_is_taken_up_where_it_was(tmp_path):
     assert_allclose(filled, fill_all(model, store, open_cache(tmp_path, weights="alone")), rtol=0, atol=1e-6)
 
 
+OVERLAPPING = ["0,1,2", "1,2,3", "0,3"]  # columns of three jobs
+
+
+def finished(processes: list[subprocess.Popen]) -> list[tuple[int, int]]:
+    """(hits, misses) of each."""
+    outputs = [process.communicate(timeout=120) for process in processes]
+    assert [process.returncode for process in processes] == [0] * len(processes), outputs
+    return [tuple(map(int, out.split())) for out, _ in outputs]
+
+
+def assert_results(tmp_path: Path, store: TokenStore, jobs: dict[int, str]) -> None:
+    """Every job ended with the numbers that are in the cache, and these are right."""
+    shared = fill_all(kit.tiny_model(), store, open_cache(tmp_path), score=never)
+    for number, columns in jobs.items():
+        mine = [int(column) for column in columns.split(",")]
+        assert_array_equal(np.load(tmp_path / f"{number}.npy")[:, mine], shared[:, mine])
+    alone = fill_all(kit.tiny_model(), store, open_cache(tmp_path, weights="alone"))
+    assert_allclose(shared, alone, rtol=0, atol=1e-6)
+
+
 def test_three_processes_share_the_work(tmp_path):
     """Each waits for what another computes: nothing is computed twice, and all end with the same numbers."""
-    store, model = kit.token_store(tmp_path, kit.random_groups(20, 1, 2)), kit.tiny_model()
-    processes = [started(tmp_path, store, 0.02) for _ in range(3)]
-    outputs = [process.communicate(timeout=120) for process in processes]
-    assert [process.returncode for process in processes] == [0, 0, 0], outputs
-    counts = [tuple(map(int, out.split())) for out, _ in outputs]
-    assert sum(misses for _, misses in counts) == 40, counts
-    assert all(hits + misses == 40 for hits, misses in counts), counts
-    cache = open_cache(tmp_path)
-    assert len(contents(cache.path)) == 40
-    shared = fill_all(model, store, cache, score=never)
-    assert_allclose(shared, fill_all(model, store, open_cache(tmp_path, weights="alone")), rtol=0, atol=1e-6)
+    store = kit.token_store(tmp_path, kit.random_groups(20, 2, 2))
+    jobs = dict(enumerate(OVERLAPPING))
+    counts = finished([started(tmp_path, store, 0.02, columns, str(job)) for job, columns in jobs.items()])
+    assert sum(misses for _, misses in counts) == 80, counts
+    assert [hits + misses for hits, misses in counts] == [60, 60, 40]
+    assert len(contents(open_cache(tmp_path).path)) == 80
+    assert_results(tmp_path, store, jobs)
 
 
-def test_what_a_killed_process_had_claimed_is_taken_over(tmp_path):
-    store = kit.token_store(tmp_path, kit.random_groups(40, 1, 2))
+@pytest.mark.parametrize("after", [1, 50], ids="killed after {} entries".format)
+def test_what_a_killed_process_had_claimed_is_taken_over(after, tmp_path):
+    store = kit.token_store(tmp_path, kit.random_groups(30, 2, 2))
     path = open_cache(tmp_path).path
-    victim, *others = [started(tmp_path, store, 0.03) for _ in range(3)]
-    wait_for_entries(path, 6, victim)
-    victim.send_signal(signal.SIGKILL)
-    victim.communicate()
-    outputs = [process.communicate(timeout=120) for process in others]
-    assert [process.returncode for process in others] == [0, 0], outputs
+    jobs = dict(enumerate(OVERLAPPING))
+    victim, *others = [started(tmp_path, store, 0.03, columns, str(job)) for job, columns in jobs.items()]
+    wait_for_entries(path, after, victim)
+    claimed = "SELECT count(*) FROM claims WHERE owner LIKE ?"
     cache = open_cache(tmp_path)
-    assert len(contents(path)) == 80
+    while victim.poll() is None and cache.database.execute(claimed, [f"%|{victim.pid}|%"]).fetchone() == (0,):
+        time.sleep(0.001)
+    victim.send_signal(signal.SIGKILL)  # it stays a zombie until it is asked how it ended
+    finished(others)
+    assert not (tmp_path / "0.npy").exists()
+    victim.communicate()
+    assert len(contents(path)) == 120
     assert cache.database.execute("SELECT COUNT(*) FROM claims").fetchone() == (0,), "no claim is left behind"
-    alone = fill_all(kit.tiny_model(), store, open_cache(tmp_path, weights="alone"))
-    assert_allclose(fill_all(kit.tiny_model(), store, cache, score=never), alone, rtol=0, atol=1e-6)
+    assert_results(tmp_path, store, {job: columns for job, columns in jobs.items() if job > 0})
+
+
+def test_who_waits_says_so_once(tmp_path):
+    """Everything is claimed by another, which dies while it is waited for."""
+    store, cache = kit.token_store(tmp_path), open_cache(tmp_path)
+    other = subprocess.Popen(["sleep", "60"])
+    owner = f"{reference_cache._machine()}|{other.pid}|{reference_cache._started(other.pid)}|x"
+    claim = [(bytes(key), owner, time.time()) for key in np.asarray(store.keys)[np.asarray(store.valid)]]
+    cache.database.executemany("INSERT INTO claims VALUES (?, ?, ?)", claim)
+    told = []
+
+    def waiting(count: int) -> None:
+        told.append(count)
+        other.kill()  # and nobody reaps it yet
+
+    filled = fill_all(kit.tiny_model(), store, cache, waiting=waiting)
+    other.wait()
+    assert told == [12]
+    assert cache.misses == 12
+    assert (filled < 0).all()
 
 
 def test_claims_of_the_living_hold_and_others_do_not(tmp_path):
@@ -311,14 +372,39 @@ def test_claims_of_the_living_hold_and_others_do_not(tmp_path):
     assert mine.claim([b"a", b"c"]).mine == {b"c"}
     other.put([Entry(b"a", -1.0, 2)])
     assert mine.claim([b"a", b"b"]) == (set(), {b"a": -1.0})
-    host, pid, started_at, _ = other.owner.split("|")
-    for gone in (f"{host}|{pid}|{started_at}0|x", f"{host}|{2**22 + 1}|1|x"):  # another process with its id, and none
+    machine, pid, started_at, _ = other.owner.split("|")
+    for gone in (f"{machine}|{pid}|{started_at}0|x", f"{machine}|{2**22 + 1}|1|x"):  # a later process, and none
         mine.database.execute("UPDATE claims SET owner = ? WHERE key = ?", (gone, b"b"))
         assert mine.claim([b"b"]).mine == {b"b"}
-    mine.database.execute("UPDATE claims SET owner = 'elsewhere|1|1|x', beat = ? WHERE key = ?", (time.time(), b"b"))
-    assert mine.claim([b"b"]).mine == set()
-    mine.database.execute("UPDATE claims SET beat = beat - 601 WHERE key = ?", (b"b",))
-    assert mine.claim([b"b"]).mine == {b"b"}
+    for silent in ("elsewhere|1|1|x", other.owner):  # another machine's, and a stopped process's
+        mine.database.execute("UPDATE claims SET owner = ?, beat = ? WHERE key = ?", (silent, time.time(), b"b"))
+        assert mine.claim([b"b"]).mine == set()
+        mine.database.execute("UPDATE claims SET beat = beat - 121 WHERE key = ?", (b"b",))
+        assert mine.claim([b"b"]).mine == {b"b"}
+
+
+def test_claims_stay_alive_while_a_long_pack_is_computed(tmp_path, monkeypatch):
+    monkeypatch.setattr(reference_cache, "BEAT", 0.01)
+    cache = open_cache(tmp_path)
+    with cache.claiming():
+        cache.claim([b"a"])
+        cache.database.execute("UPDATE claims SET beat = 0")
+        deadline = time.monotonic() + 30
+        while cache.database.execute("SELECT beat FROM claims").fetchone() == (0.0,):
+            assert time.monotonic() < deadline, "no sign of life"
+            time.sleep(0.01)
+    assert cache.database.execute("SELECT COUNT(*) FROM claims").fetchone() == (0,)
+
+
+def test_whoever_comes_second_takes_the_number_that_stands(tmp_path):
+    """A claim that was taken over while its owner was only slow: both go on with the same sums."""
+    store, cache = written(tmp_path / "store", [([5, 6], [[7, 8]])]), open_cache(tmp_path)
+
+    def slow(model, batch):
+        open_cache(tmp_path).put([Entry(bytes(store.keys[0, 0]), -123.0, 2)])
+        return score_batch(model, batch)
+
+    assert fill_all(kit.tiny_model(), store, cache, score=slow).tolist() == [[-123.0]]
 
 
 def test_a_whole_split_is_recalled_without_looking_at_entries(tmp_path):
@@ -332,9 +418,19 @@ def test_a_whole_split_is_recalled_without_looking_at_entries(tmp_path):
     fewer[0, 0] = False
     with pytest.raises(AssertionError, match="nothing may be computed"):
         fill_all(model, store, cache, fewer, score=never)
-    for damaged in cache.splits.iterdir():
-        damaged.write_bytes(b"")
-    assert_array_equal(fill_all(model, store, cache), first)
+
+
+@pytest.mark.parametrize("damage", ["emptied", "cut", "a bit turned"])
+def test_damaged_sums_of_a_split_are_made_anew(damage, tmp_path):
+    store, model = kit.token_store(tmp_path), kit.tiny_model()
+    cache = open_cache(tmp_path)
+    first = fill_all(model, store, cache)
+    (path,) = cache.splits.iterdir()
+    content = bytearray(path.read_bytes())
+    content[40] ^= 1
+    path.write_bytes({"emptied": b"", "cut": path.read_bytes()[:-8], "a bit turned": bytes(content)}[damage])
+    assert_array_equal(fill_all(model, store, cache, score=never), first)
+    assert cache.recall(path.stem) is not None
 
 
 def test_log_probs_a_token_are_kept_on_request(tmp_path):
@@ -343,18 +439,37 @@ def test_log_probs_a_token_are_kept_on_request(tmp_path):
     sums = fill_all(model, store, cache)
     key = bytes(store.keys[1, 2])
     assert cache.tokens([key]) == {}
+    seen = []
 
     def tokens(model, batch):
-        return per_token(model, batch, backend="sdpa", rows=4096)
+        seen.append(per_token(model, batch, backend="sdpa", rows=4096))
+        return seen[-1]
 
-    again = fill_all(model, store, cache, per_token=tokens)
+    again = fill_all(model, store, cache, per_token=tokens, max_tokens=10_000)
     assert cache.misses == 32, "sums alone are not enough"
-    assert_allclose(again, sums, rtol=0, atol=1e-12)
-    kept = cache.tokens([key])[key]
-    assert len(kept) == store.num_tokens[1, 2]
-    assert_allclose(kept.sum(), sums[1, 2], rtol=0, atol=1e-12)
-    fill_all(model, store, cache, per_token=lambda *_: never(*_))
+    assert_array_equal(again, sums, "the sums that were there stand")
+    order = [bytes(key) for key in np.asarray(store.keys)[np.asarray(store.valid)]]
+    kept = cache.tokens(order)
+    assert len(kept[key]) == store.num_tokens[1, 2]
+    assert_allclose(kept[key].sum(dtype=np.float64), sums[1, 2], rtol=0, atol=1e-6)
+    assert_array_equal(np.concatenate([kept[key] for key in order]), torch.cat(seen).numpy(), "to the bit")
+    fill_all(model, store, cache, per_token=never)
     assert cache.misses == 32
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=lambda dtype: dtype.__name__)
+@pytest.mark.parametrize("size", [0, 1, 7])
+def test_log_probs_a_token_come_back_as_they_were(dtype, size, tmp_path):
+    cache, tokens = open_cache(tmp_path), np.random.default_rng(0).normal(size=size).astype(dtype)
+    cache.put([Entry(b"a", float(tokens.sum()), size, tokens)])
+    assert_array_equal(cache.tokens([b"a"])[b"a"], tokens)
+
+
+def test_the_count_is_of_the_tokens_that_were_used(tmp_path):
+    store = written(tmp_path / "store", [([5, 6], [[7, 8, 9, 10], [11, 2]])], untrained=1)
+    cache = open_cache(tmp_path)
+    fill_all(kit.tiny_model(), store, cache, truncate=4)
+    assert sorted(cache.database.execute("SELECT num_tokens FROM logps")) == [(1,), (1,)]
 
 
 def _open_together(folder: Path, gate, answers) -> None:
@@ -416,6 +531,18 @@ def test_a_damaged_file_is_an_error_with_a_way_out(tmp_path):
         open_cache(tmp_path)
     assert "delete the file" in str(caught.value)
     assert path.name in str(caught.value)
+
+
+def test_damage_that_shows_later_is_an_error_with_a_way_out(tmp_path):
+    store, cache = kit.token_store(tmp_path), open_cache(tmp_path)
+    fill_all(kit.tiny_model(), store, cache)
+    cache.close()
+    content = bytearray(cache.path.read_bytes())
+    content[4096:] = b"x" * (len(content) - 4096)
+    cache.path.write_bytes(content)
+    with pytest.raises(FuserlError, match="reference cache cannot be (opened|used)") as caught:
+        fill_all(kit.tiny_model(), store, open_cache(tmp_path), np.array(store.valid) & (np.asarray(store.source) < 1))
+    assert "delete the file" in str(caught.value)
 
 
 def test_a_folder_that_cannot_be_made_is_an_error(tmp_path):

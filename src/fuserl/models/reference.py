@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +20,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from fuserl.models.reference_cache import Entry, ReferenceCache
+from fuserl.models.reference_cache import Entry, ReferenceCache, explained
 from fuserl.models.scoring import causal_lm, score_batch
 from fuserl.tokens.collate import collate
 from fuserl.tokens.plan import GroupCosts, next_fit
@@ -28,16 +30,33 @@ POLL = 0.2  # seconds between two looks at what other processes compute
 
 
 def weights_digest(model: nn.Module) -> str:
-    """Of the weights the reference would use: names, shapes, dtypes, bytes. LoRA adapters do not count."""
-    content = hashlib.sha256(_forward_config(model).encode())
+    """Of the weights the reference would use: names, shapes, dtypes, bytes. LoRA adapters do not count.
+
+    All bytes are read every time, by several threads (about 2 GB/s each): a digest that trusts dates of files would be
+    wrong after the first copy.
+    """
     with frozen(model):
-        for name, weight in sorted(model.named_parameters()):
-            if ".lora_" in name or "lora_magnitude" in name:
-                continue
-            plain = name.replace("base_model.model.", "").replace(".base_layer", "")
-            content.update(f"{plain}{tuple(weight.shape)}{weight.dtype}".encode())
-            content.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    return content.hexdigest()[:24]
+        weights = {
+            _plain_name(name): weight
+            for name, weight in model.state_dict().items()
+            if not any(part in name for part in (".lora_", ".modules_to_save."))
+        }
+    with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as threads:
+        digests = threads.map(_digest, weights.values())
+        lines = [
+            f"{name}{tuple(weight.shape)}{weight.dtype}{digest}"
+            for (name, weight), digest in zip(weights.items(), digests, strict=True)
+        ]
+    return hashlib.sha256("\n".join([_forward_config(model), *sorted(lines)]).encode()).hexdigest()[:24]
+
+
+def _plain_name(name: str) -> str:
+    """Of the weight in the model that peft has wrapped."""
+    return name.removeprefix("base_model.model.").replace(".base_layer", "").replace(".original_module", "")
+
+
+def _digest(weight: torch.Tensor) -> str:
+    return hashlib.sha256(weight.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()).hexdigest()
 
 
 def _forward_config(model: Any) -> str:
@@ -96,32 +115,38 @@ def fill(
     score: Callable | None = None,
     per_token: Callable | None = None,
     progress: Callable[[int, int], None] | None = None,
+    waiting: Callable[[int], None] | None = None,
 ) -> np.ndarray:
     """Reference log-probs [N, K] (nats, summed; 0 where not used), computing only what the cache lacks.
 
-    Several processes may fill one cache: they share the work, and nothing is computed twice.
+    Several processes may fill one cache: they share the work, nothing is computed twice, and all get the same numbers.
 
     Args:
         used: [N, K], which responses.
         max_tokens: of one pack (a larger group has a pack of its own).
         score: how to score a batch, where not packed.
         per_token: `per_token(model, batch) -> [R]`, log-probs of trained tokens to be kept as well.
-        progress: told (packs done, packs in all); the rest are other processes'.
+        progress: told (packs done, packs in all).
+        waiting: told once how many responses others are computing, when nothing else is left.
+
+    Raises:
+        FuserlError: the cache's disk is full or its file damaged.
     """
     started = time.perf_counter()
     wanted = Wanted.of(store, used, truncate)
-    values = None if per_token else cache.recall(wanted.digest)
-    if values is None:
-        known = cache.get(wanted.unique, with_tokens=per_token is not None)
-        cache.hits += len(known)
-        missing = np.array([key not in known for key in wanted.unique], dtype=bool)
-        if missing.any():
-            work = _Work(model, store, cache, wanted, truncate, score or _packed(backend), per_token)
-            work.compute(missing, known, max_tokens, progress)
-        values = np.array([known[key] for key in wanted.unique])
-        cache.remember(wanted.digest, values)
-    else:
-        cache.hits += len(wanted.unique)
+    with explained("used", cache.path):
+        values = None if per_token else cache.recall(wanted.digest)
+        if values is None:
+            known = cache.get(wanted.unique, with_tokens=per_token is not None)
+            cache.hits += len(known)
+            missing = np.array([key not in known for key in wanted.unique], dtype=bool)
+            if missing.any():
+                work = _Work(model, store, cache, wanted, truncate, score or _packed(backend), per_token)
+                work.compute(missing, known, max_tokens, progress, waiting)
+            values = np.array([known[key] for key in wanted.unique])
+            cache.remember(wanted.digest, values)
+        else:
+            cache.hits += len(wanted.unique)
     filled = np.zeros(used.shape)
     filled[wanted.rows, wanted.columns] = values[wanted.content] if len(values) else 0.0
     cache.seconds += time.perf_counter() - started
@@ -143,30 +168,37 @@ class _Work:
     per_token: Callable | None
 
     def compute(
-        self, missing: np.ndarray, known: dict[bytes, float], max_tokens: int, progress: Callable | None
+        self,
+        missing: np.ndarray,
+        known: dict[bytes, float],
+        max_tokens: int,
+        progress: Callable | None,
+        waiting: Callable | None,
     ) -> None:
         """Add the missing to `known`: pack by pack what can be claimed, then what others have computed meanwhile."""
         packs = self._packs(missing, max_tokens)
-        todo, done = list(range(len(packs))), 0
+        todo, done = packs, 0
         was_training = self.model.training
         self.model.eval()
         try:
-            with frozen(self.model):
+            with frozen(self.model), self.cache.claiming():
                 while todo:
                     left = []
-                    for number in todo:
-                        if not self._one(packs[number], known):
-                            left.append(number)
+                    for pack in todo:
+                        if not self._one(pack, known):
+                            left.append(pack)
                             continue
                         done += 1
                         if progress:
                             progress(done, len(packs))
                     if len(left) == len(todo):
+                        if waiting:
+                            waiting(sum(key not in known for pack in left for key in pack))
+                            waiting = None
                         time.sleep(POLL)
                     todo = left
         finally:
             self.model.train(was_training)
-            self.cache.release()
 
     def _packs(self, missing: np.ndarray, max_tokens: int) -> list[dict[bytes, tuple[int, int]]]:
         """Where to compute each missing content: its first place in the split."""
@@ -198,7 +230,9 @@ class _Work:
             entries = self._entries({key: pack[key] for key in rest if key in claimed.mine})
             self.cache.put(entries)
             self.cache.misses += len(entries)
-            known.update({entry.key: entry.logps for entry in entries})
+            known.update(
+                self.cache.get([entry.key for entry in entries])
+            )  # what stands, should another have been faster
         return all(key in known for key in pack)
 
     def _entries(self, places: dict[bytes, tuple[int, int]]) -> list[Entry]:
@@ -210,18 +244,18 @@ class _Work:
         batch = batch.to(next(self.model.parameters()).device)
         tokens: list[np.ndarray] = []
         if self.per_token:
-            flat = self.per_token(self.model, batch).double().cpu().numpy()
+            flat = self.per_token(self.model, batch).detach().cpu()
+            flat = flat.to(torch.promote_types(torch.float32, flat.dtype)).numpy()
             ends = np.cumsum([segment.trained for segment in batch.segments if not segment.is_prompt])
             tokens = np.split(flat, ends[:-1])
-            logps = np.array([part.sum() for part in tokens])
+            logps = np.array([part.sum(dtype=np.float64) for part in tokens])
         else:
             logps = self.score(self.model, batch).double().cpu().numpy()
         row_of = {group: number for number, group in enumerate(groups)}
         table, counts = batch.row.tolist(), batch.num_tokens.tolist()
-        return [
-            Entry(
-                key, float(logps[unique]), counts[row_of[row]][column], tokens[unique].tobytes() if tokens else None
-            )
-            for key, (row, column) in places.items()
-            if (unique := table[row_of[row]][column]) >= 0
-        ]  # fmt: skip
+        entries = []
+        for key, (row, column) in places.items():
+            unique = table[row_of[row]][column]
+            kept = tokens[unique] if tokens else None
+            entries.append(Entry(key, float(logps[unique]), counts[row_of[row]][column], kept))
+        return entries

@@ -12,10 +12,12 @@ import os
 import socket
 import sqlite3
 import tempfile
+import threading
 import time
 import uuid
-from collections.abc import Iterable, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,9 +25,16 @@ import numpy as np
 
 from fuserl.errors import FuserlError
 
-LAYOUT = 2  # raise it when a stored number changes its meaning
-STALE = 600.0  # seconds after which a claim of another machine without a sign of life is void
+LAYOUT = 3  # raise it when a stored number changes its meaning
+BEAT = 20.0  # seconds between two signs of life
+STALE = 120.0  # seconds without one after which a claim is void
 AT_ONCE = 500  # keys a query
+
+TABLES = """
+CREATE TABLE IF NOT EXISTS logps (key BLOB PRIMARY KEY, logps REAL, num_tokens INTEGER, tokens BLOB) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS claims (key BLOB PRIMARY KEY, owner TEXT, beat REAL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS about (name TEXT PRIMARY KEY, value TEXT);
+"""
 
 
 class Entry(NamedTuple):
@@ -33,8 +42,8 @@ class Entry(NamedTuple):
 
     key: bytes
     logps: float  # nats, summed over trained tokens
-    num_tokens: int
-    tokens: bytes | None = None  # nats a token, float64
+    num_tokens: int  # trained ones, after truncation
+    tokens: np.ndarray | None = None  # [num_tokens], nats a token, float32 or float64
 
 
 class Claimed(NamedTuple):
@@ -45,36 +54,26 @@ class Claimed(NamedTuple):
 
 
 class ReferenceCache:
-    """Entries by content."""
+    """Entries by content.
 
-    def __init__(self, folder: Path, *, weights: str, dtype: str, backend: str) -> None:
+    Args:
+        weights, dtype, backend: what decides the numbers beside the tokens.
+        model: a name for people, as `fuserl doctor` prints it; it decides nothing.
+    """
+
+    def __init__(self, folder: Path, *, weights: str, dtype: str, backend: str, model: str = "") -> None:
         name = hashlib.sha256(f"{LAYOUT}|{weights}|{dtype}|{backend}".encode()).hexdigest()[:24]
         self.path = Path(folder) / f"{name}.sqlite"
         self.splits = Path(folder) / name
         self.hits, self.misses, self.seconds = 0, 0, 0.0
-        self.owner = f"{socket.gethostname()}|{os.getpid()}|{_started(os.getpid())}|{uuid.uuid4().hex[:8]}"
-        try:
+        self.owner = f"{_machine()}|{os.getpid()}|{_started(os.getpid())}|{uuid.uuid4().hex[:8]}"
+        with explained("opened", self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.database = self._open()
-        except (OSError, sqlite3.Error) as error:
-            raise FuserlError(
-                f"the reference cache cannot be opened ({error})",
-                where=str(self.path),
-                hint="delete the file (it is computed again), or give another folder with `cache=DIR`",
-            ) from error
-
-    def _open(self) -> sqlite3.Connection:
-        database = sqlite3.connect(self.path, timeout=120, isolation_level=None)
-        database.execute("PRAGMA journal_mode=WAL")
-        database.execute("PRAGMA synchronous=NORMAL")
-        database.execute(
-            "CREATE TABLE IF NOT EXISTS logps"
-            " (key BLOB PRIMARY KEY, logps REAL, num_tokens INTEGER, tokens BLOB) WITHOUT ROWID"
-        )
-        database.execute(
-            "CREATE TABLE IF NOT EXISTS claims (key BLOB PRIMARY KEY, owner TEXT, beat REAL) WITHOUT ROWID"
-        )
-        return database
+            self.database = sqlite3.connect(self.path, timeout=120, isolation_level=None)
+            self.database.executescript(TABLES)
+            about = {"weights": weights, "dtype": dtype, "backend": backend, "model": model}
+            self.database.executemany("INSERT OR IGNORE INTO about VALUES (?, ?)", about.items())
+            os.utime(self.path)  # its last use, for those who prune
 
     def get(self, keys: Iterable[bytes], *, with_tokens: bool = False) -> dict[bytes, float]:
         """What is there of these keys; `with_tokens` leaves out entries without log-probs a token."""
@@ -82,9 +81,12 @@ class ReferenceCache:
         return dict(self._select("SELECT key, logps FROM logps WHERE key IN ({marks})" + condition, list(keys)))
 
     def tokens(self, keys: Iterable[bytes]) -> dict[bytes, np.ndarray]:
-        """Log-probs a token (nats, [tokens]) of the keys that have them."""
-        rows = self._select("SELECT key, tokens FROM logps WHERE key IN ({marks}) AND tokens IS NOT NULL", list(keys))
-        return {key: np.frombuffer(blob, np.float64) for key, blob in rows}
+        """Log-probs a token (nats, [tokens]) of the keys that have them, to the bit as they were computed."""
+        query = "SELECT key, num_tokens, tokens FROM logps WHERE key IN ({marks}) AND tokens IS NOT NULL"
+        return {
+            key: np.frombuffer(blob, np.float64 if len(blob) == 8 * size else np.float32)
+            for key, size, blob in self._select(query, list(keys))
+        }
 
     def _select(self, query: str, keys: Sequence[bytes]) -> Iterable[tuple]:
         for start in range(0, len(keys), AT_ONCE):
@@ -92,16 +94,15 @@ class ReferenceCache:
             yield from self.database.execute(query.format(marks=",".join("?" * len(part))), part)
 
     def put(self, rows: Iterable[Entry]) -> None:
-        """Add entries and drop this process's claims on them, in one transaction; the first writer of a sum stands."""
-        rows = list(rows)
+        """Add entries and drop all claims on them, in one transaction; the first writer of a sum stands."""
+        values = [(*row[:3], None if row.tokens is None else row.tokens.tobytes()) for row in rows]
         with self._transaction():
             self.database.executemany(
                 "INSERT INTO logps VALUES (?, ?, ?, ?) ON CONFLICT (key) DO UPDATE SET tokens = excluded.tokens"
                 " WHERE logps.tokens IS NULL",
-                rows,
+                values,
             )
-            self.database.executemany("DELETE FROM claims WHERE key = ?", [(row.key,) for row in rows])
-            self.database.execute("UPDATE claims SET beat = ? WHERE owner = ?", (time.time(), self.owner))
+            self.database.executemany("DELETE FROM claims WHERE key = ?", [value[:1] for value in values])
 
     def claim(self, keys: Sequence[bytes], *, with_tokens: bool = False) -> Claimed:
         """Take what nobody alive is computing."""
@@ -109,20 +110,36 @@ class ReferenceCache:
             known = self.get(keys, with_tokens=with_tokens)
             rest = [key for key in keys if key not in known]
             held = self._select("SELECT key, owner, beat FROM claims WHERE key IN ({marks})", rest)
-            taken = {key for key, owner, beat in held if owner != self.owner and _alive(owner, beat)}
+            taken = {key for key, owner, beat in held if owner != self.owner and alive(owner, beat)}
             mine = [key for key in rest if key not in taken]
             self.database.executemany(
                 "INSERT OR REPLACE INTO claims VALUES (?, ?, ?)", [(key, self.owner, time.time()) for key in mine]
             )
         return Claimed(set(mine), known)
 
-    def release(self) -> None:
-        """Give up every claim of this process."""
-        with self._transaction():
-            self.database.execute("DELETE FROM claims WHERE owner = ?", (self.owner,))
+    @contextmanager
+    def claiming(self) -> Iterator[None]:
+        """Within it, this process's claims stay alive however long a pack takes; after it, it has none."""
+        stop = threading.Event()
+        thread = threading.Thread(target=self._beat, args=(stop,), daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()
+            with self._transaction():
+                self.database.execute("DELETE FROM claims WHERE owner = ?", (self.owner,))
+
+    def _beat(self, stop: threading.Event) -> None:
+        database = sqlite3.connect(self.path, timeout=BEAT, isolation_level=None)
+        while not stop.wait(BEAT):
+            with suppress(sqlite3.OperationalError):  # others are writing: the next beat will do
+                database.execute("UPDATE claims SET beat = ? WHERE owner = ?", (time.time(), self.owner))
+        database.close()
 
     @contextmanager
-    def _transaction(self):
+    def _transaction(self) -> Iterator[None]:
         self.database.execute("BEGIN IMMEDIATE")
         try:
             yield
@@ -132,36 +149,70 @@ class ReferenceCache:
         self.database.execute("COMMIT")
 
     def recall(self, split: str) -> np.ndarray | None:
-        """The sums of a whole split, if they were remembered."""
+        """The sums of a whole split, if they were remembered and are whole."""
         try:
-            return np.load(self.splits / f"{split}.npy", allow_pickle=False)
-        except (OSError, ValueError, EOFError):  # absent or damaged: it is made anew
+            content = (self.splits / f"{split}.sums").read_bytes()
+        except OSError:
             return None
+        digest, sums = content[:32], content[32:]
+        return np.frombuffer(sums, np.float64) if hashlib.sha256(sums).digest() == digest else None
 
     def remember(self, split: str, sums: np.ndarray) -> None:
         """Keep the sums of a whole split beside the entries."""
         self.splits.mkdir(parents=True, exist_ok=True)
+        content = np.asarray(sums, np.float64).tobytes()
         with tempfile.NamedTemporaryFile(dir=self.splits, suffix=".part", delete=False) as part:
-            np.save(part, sums)
-        os.replace(part.name, self.splits / f"{split}.npy")
+            part.write(hashlib.sha256(content).digest() + content)
+        os.replace(part.name, self.splits / f"{split}.sums")
 
     def close(self) -> None:
         """Let go of the file."""
         self.database.close()
 
 
+@contextmanager
+def explained(done: str, path: Path) -> Iterator[None]:
+    """What goes wrong in the file, in words.
+
+    Raises:
+        FuserlError: instead of errors of the disk and of SQLite.
+    """
+    try:
+        yield
+    except (OSError, sqlite3.Error) as error:
+        raise FuserlError(
+            f"the reference cache cannot be {done} ({error})",
+            where=str(path),
+            hint="delete the file if it is damaged (it is computed again), or give another folder with `cache=DIR`",
+        ) from error
+
+
+@cache
+def _machine() -> str:
+    """What tells this machine's processes from others: host names repeat, and containers count processes anew."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot}:{os.stat('/proc/self/ns/pid').st_ino}"
+    except OSError:
+        return socket.gethostname()
+
+
 def _started(pid: int) -> str:
     """When a process of this machine started: a number that tells it from a later one with the same id."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[19]
-    except (OSError, IndexError):
+        state, *rest = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    except (OSError, ValueError):
         return ""
+    return "" if state == "Z" else rest[18]  # a zombie computes nothing
 
 
-def _alive(owner: str, beat: float) -> bool:
-    host, pid, started, _ = owner.split("|")
-    if host != socket.gethostname():
-        return time.time() - beat < STALE
+def alive(owner: str, beat: float) -> bool:
+    """Whether a claim's owner still works: on another machine, or stopped, its signs of life tell."""
+    if time.time() - beat > STALE:
+        return False
+    machine, pid, started, _ = owner.split("|")
+    if machine != _machine():
+        return True
     try:
         os.kill(int(pid), 0)
     except ProcessLookupError:
