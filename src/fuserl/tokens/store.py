@@ -8,6 +8,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -64,9 +65,12 @@ class TokenStore:
     def open(cls, folder: Path) -> TokenStore | None:
         """The store in `folder`, or None when it is absent or damaged (then it is written anew)."""
         try:
-            return cls(folder)
+            store = cls(folder)
         except (OSError, EOFError, ValueError, KeyError, TypeError):
             return None
+        with suppress(OSError):
+            os.utime(folder)  # its last use, for those who prune
+        return store
 
     def __len__(self) -> int:
         return len(self.ids)
