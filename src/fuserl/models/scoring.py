@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from fuserl.errors import FuserlError
 from fuserl.models.attention import packing
-from fuserl.models.head import Head, LossAt, Span, head_loss, spans_of, token_logps
+from fuserl.models.head import Head, LossAt, Span, Workspace, head_loss, spans_of, token_logps
 from fuserl.models.layout import PackLayout
 from fuserl.objectives.terms import GroupScores, Totals
 from fuserl.tokens.collate import GroupBatch, Segment
@@ -48,15 +48,17 @@ class Packed:
     Attributes:
         rows: trained tokens whose logits exist at a time.
         linear: whether the objective is linear in log-probs.
+        room: memory for logits, kept between packs.
     """
 
     backend: str
     rows: int
     linear: bool = False
+    room: Workspace = field(default_factory=Workspace)
 
     def score(self, model: nn.Module, batch: GroupBatch) -> Float[Tensor, " U"]:
         """See `Scoring`."""
-        return score_batch(model, batch, backend=self.backend, rows=self.rows)
+        return score_batch(model, batch, backend=self.backend, rows=self.rows, room=self.room)
 
     def loss(self, model: nn.Module, batch: GroupBatch, loss: TableLoss) -> PackLoss:
         """See `Scoring`."""
@@ -65,7 +67,7 @@ class Packed:
         return PackLoss(
             *head_loss(
                 trained_states(model, batch, self.backend), head, batch.labels, batch.owner, spans,
-                partial(_loss_at, batch, loss), rows=self.rows, linear=self.linear,
+                partial(_loss_at, batch, loss), rows=self.rows, linear=self.linear, room=self.room,
             )
         )  # fmt: skip
 
@@ -103,15 +105,19 @@ def _loss_at(batch: GroupBatch, loss: TableLoss, span: Span, logps: Tensor) -> L
 TABLE = ("reference_logps", "rewards", "given", "num_tokens", "source", "valid", "index")
 
 
-def score_batch(model: nn.Module, batch: GroupBatch, *, backend: str = "sdpa", rows: int = 4096) -> Float[Tensor, " U"]:
+def score_batch(
+    model: nn.Module, batch: GroupBatch, *, backend: str = "sdpa", rows: int = 4096, room: Workspace | None = None
+) -> Float[Tensor, " U"]:
     """Summed log-probs (nats) of the pack's U unique responses; the prompt is computed once."""
-    return summed(per_token(model, batch, backend=backend, rows=rows), batch)
+    return summed(per_token(model, batch, backend=backend, rows=rows, room=room), batch)
 
 
-def per_token(model: nn.Module, batch: GroupBatch, *, backend: str, rows: int) -> Float[Tensor, " R"]:
+def per_token(
+    model: nn.Module, batch: GroupBatch, *, backend: str, rows: int, room: Workspace | None = None
+) -> Float[Tensor, " R"]:
     """Log-probs (nats) of every trained token, in the stream's order."""
     states = trained_states(model, batch, backend)
-    return token_logps(states, Head.of(causal_lm(model)), batch.labels, rows=rows)
+    return token_logps(states, Head.of(causal_lm(model)), batch.labels, rows=rows, room=room)
 
 
 def trained_states(model: nn.Module, batch: GroupBatch, backend: str) -> Float[Tensor, "R D"]:
