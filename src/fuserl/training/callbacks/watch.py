@@ -25,7 +25,7 @@ class Throughput(Callback):
 
     def __init__(self, tokens_of_step: Callable[[int], int], num_parameters: int, log_every: int) -> None:
         self.tokens_of_step, self.num_parameters, self.log_every = tokens_of_step, num_parameters, log_every
-        self.tokens = 0  # since the last row
+        self.tokens, self.steps = 0, 0  # since the last row
         self.seconds = 0.0  # of training only: validation and checkpoints do not count
         self.total_tokens, self.total_seconds = 0, 0.0
 
@@ -42,7 +42,8 @@ class Throughput(Callback):
         if a_row and module.device.type == "cuda":
             torch.cuda.synchronize(module.device)
         self.seconds += time.perf_counter() - self._started
-        self.tokens += self.tokens_of_step(self._step) if step_done else 0
+        if step_done:
+            self.tokens, self.steps = self.tokens + self.tokens_of_step(self._step), self.steps + 1
         if a_row:
             self._publish(trainer, module)
 
@@ -55,7 +56,11 @@ class Throughput(Callback):
 
     def _publish(self, trainer: L.Trainer, module: GroupModule) -> None:
         rate = self.tokens / max(self.seconds, 1e-9)
-        metrics = {"speed/tokens_per_second": rate, "train/lr": trainer.optimizers[0].param_groups[0]["lr"]}
+        metrics = {
+            "speed/tokens_per_second": rate,
+            "speed/seconds_per_step": self.seconds / self.steps,
+            "train/lr": trainer.optimizers[0].param_groups[0]["lr"],
+        }
         if (norm := module.latest.get("train/grad_norm")) is not None:
             metrics["train/grad_norm"] = norm
         if (peak := peak_flops(module.device)) is not None:
@@ -64,7 +69,7 @@ class Throughput(Callback):
         module.log("tok/s", rate, prog_bar=True, logger=False)
         module.log("loss", module.latest.get("train/loss", float("nan")), prog_bar=True, logger=False)
         self.total_tokens, self.total_seconds = self.total_tokens + self.tokens, self.total_seconds + self.seconds
-        self.tokens, self.seconds = 0, 0.0
+        self.tokens, self.steps, self.seconds = 0, 0, 0.0
 
     def state_dict(self) -> dict[str, float]:
         """Totals go on after a resume."""
