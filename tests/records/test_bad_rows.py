@@ -56,7 +56,6 @@ ROW_IS_LOST = {  # name: (row or raw line, what the error says)
     "responses are null": (GOOD | {"responses": None}, "`responses` is missing or empty"),
     "responses are an object": (GOOD | {"responses": {"a": "yes"}}, "`responses` is missing or empty"),
     "id is a number": (GOOD | {"prompt_id": 7}, "`prompt_id` must be a text, not int"),
-    "id is null": (GOOD | {"prompt_id": None}, "`prompt_id` is missing"),
     "id is empty": (GOOD | {"prompt_id": ""}, "`prompt_id` is empty"),
     "id appears twice": (GOOD | {"prompt_id": "first"}, "`prompt_id` 'first' appears twice"),
     "domain is a list": (GOOD | {"domain": ["x"]}, "`domain` must be a text, not list"),
@@ -168,7 +167,7 @@ def test_unknown_fields_missing_rewards_and_identical_answers_are_no_mistakes(tm
     assert [(r.source, r.sample, r.reward) for r in group.responses] == [("a", 0, None), ("a", 1, None), ("b", 0, None)]
     assert group.responses[0].extra == {"variant": "x"}
     assert group.extra == {"difficulty": {"level": 3}}
-    assert (group.id, group.domain, group.reference) == ("row-0", "general", "42")
+    assert (group.domain, group.reference) == ("general", "42")
 
 
 @pytest.mark.parametrize(

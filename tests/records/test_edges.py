@@ -39,6 +39,18 @@ def manifest_with(folder, **fields):
     return list(read_groups(folder / "set"))
 
 
+def one_stored_file(folder, **fields):
+    """A single part of a stored set with one row whose fields are changed."""
+    row = pq.read_table(stored(folder)).to_pylist()[0] | fields
+    pq.write_table(pa.Table.from_pylist([row]), folder / "part.parquet")
+    return read_groups(folder / "part.parquet")
+
+
+def pair_of(better, worse):
+    answers = Response("a", better, 0, 1.0), Response("a", worse, 1, 0.0)
+    return PromptGroup("p", (Message("user", "hi"),), answers)
+
+
 def set_without_a_column(folder):
     pq.write_table(pa.Table.from_pylist([{"prompt_id": "a"}] * 3), stored(folder))
     return list(read_groups(folder / "set"))
@@ -49,6 +61,17 @@ def saved_datasets(folder, rows):
 
     DatasetDict({"train": Dataset.from_list(rows)}).save_to_disk(folder / "hf")
     return folder / "hf"
+
+
+def cut_datasets_folder(folder):
+    (arrow,) = (saved_datasets(folder, [GOOD] * 50) / "train").glob("*.arrow")
+    arrow.write_bytes(arrow.read_bytes()[: arrow.stat().st_size // 2])
+    return list(read_groups(folder / "hf", split="train"))
+
+
+def datasets_folder_without_its_rows(folder):
+    next((saved_datasets(folder, [GOOD]) / "train").glob("*.arrow")).unlink()
+    return list(read_groups(folder / "hf", split="train"))
 
 
 def broken_dataset_dict(folder):
@@ -81,9 +104,20 @@ NO_CLEAR_ERROR = {
     "sides that answer different prompts": lambda t: read(t, {"chosen": [HI, YES], "rejected": [OTHER, NO]}),
     "turns of a side beyond the prompt": lambda t: read(t, TALL),
     "stored set without a column": set_without_a_column,
+    "manifest whose files are a list": lambda t: manifest_with(t, files=["groups-00000.parquet"]),
+    "manifest whose files are counted in words": lambda t: manifest_with(t, files={"groups-00000.parquet": "three"}),
+    "manifest whose file digests are a list": lambda t: manifest_with(t, file_digests=["x"]),
+    "manifest whose file digests are null": lambda t: manifest_with(t, file_digests=None),
+    "manifest whose file digest is a number": lambda t: manifest_with(t, file_digests={"groups-00000.parquet": 5}),
+    "manifest whose sources are a number": lambda t: manifest_with(t, sources=5),
+    "manifest whose version is a list": lambda t: manifest_with(t, schema_version=[1]),
+    "stored message without a role": lambda t: list(one_stored_file(t, prompt=[{"content": "hi"}])),
+    "cut datasets folder": cut_datasets_folder,
+    "datasets folder without its rows": datasets_folder_without_its_rows,
     "broken dataset_dict.json": broken_dataset_dict,
     "folder below a file": below_a_file,
     "lone surrogate into the store": surrogate_into_the_store,
+    "lone surrogate among preferences": lambda t: write_preferences([pair_of("\ud800", "no")], t / "d.jsonl"),
     "preferences into a missing folder": lambda t: write_preferences([], t / "nowhere" / "d.jsonl"),
 }
 

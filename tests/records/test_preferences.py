@@ -23,7 +23,7 @@ def group_of(*answers, name="p"):
     for source, text, reward in answers:
         responses.append(Response(source, text, seen.setdefault(source, 0), reward))
         seen[source] += 1
-    return PromptGroup(name, (Message("user", "hi"),), tuple(responses))
+    return PromptGroup(name, (Message("user", f"hi {name}"),), tuple(responses))
 
 
 CASES = {  # name: (answers, pairs per source, pairs of the best source)
@@ -50,7 +50,7 @@ def test_pairs(name):
 def test_the_written_row_is_conversational(tmp_path):
     assert write_preferences([group_of(("a", "x", 1), ("a", "y\u2028\n", 3))], tmp_path / "d.jsonl") == 1
     assert json.loads((tmp_path / "d.jsonl").read_bytes()) == {
-        "prompt": [{"role": "user", "content": "hi"}],
+        "prompt": [{"role": "user", "content": "hi p"}],
         "chosen": [{"role": "assistant", "content": "y\u2028\n"}],
         "rejected": [{"role": "assistant", "content": "x"}],
         "source": "a",

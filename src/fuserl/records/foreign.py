@@ -30,12 +30,13 @@ def looks_like(row: Any) -> str | None:
 
 def from_ultrafeedback(row: Mapping[str, Any]) -> dict[str, Any]:
     """`instruction` with `completions` (model, response, overall_score), or `all_generated_responses` with scores."""
-    read = ("instruction", "prompt", "source", "completions", "all_generated_responses", "all_rm_scores", "model")
-    base = {key: value for key, value in row.items() if key not in read}
-    base |= {"prompt": row.get("instruction") or row.get("prompt"), "domain": row.get("source") or "instruction"}
-    if base.pop("prompt_id", None) is not None:
-        base["prompt_id"] = str(row["prompt_id"])
-    if "all_generated_responses" in row:
+    generated = "all_generated_responses" in row
+    asked = "prompt" if row.get("prompt") else "instruction"
+    about = "domain" if row.get("domain") else "source"
+    answers = ("all_generated_responses", "all_rm_scores", "model") if generated else ("completions",)
+    base = {key: value for key, value in row.items() if key not in (asked, about, *answers)}
+    base |= {"prompt": row.get(asked), "domain": row.get(about) or "instruction", "prompt_id": _name(row, "prompt_id")}
+    if generated:
         texts = _list(row, "all_generated_responses")
         scores = _list(row, "all_rm_scores") if row.get("all_rm_scores") is not None else [None] * len(texts)
         if len(texts) != len(scores):
@@ -60,28 +61,30 @@ def _completion(row: Mapping[str, Any]) -> dict[str, Any]:
 
 def from_trl(row: Mapping[str, Any]) -> dict[str, Any]:
     """prompt, chosen, rejected (texts or conversations): one source with two samples, rewards 1 and 0."""
-    prompt, sides = row.get("prompt"), []
-    for name in ("chosen", "rejected"):
-        side = row.get(name)
+    prompt, answers = row.get("prompt"), []
+    for sample, (name, reward) in enumerate((("chosen", 1.0), ("rejected", 0.0))):
+        side, kept = row.get(name), {}
         if isinstance(side, list):
             if not side or not isinstance(side[-1], Mapping) or side[-1].get("role") != "assistant":
                 raise BadField(name, "must end with the assistant's turn")
             before = side[:-1]
             prompt = before if prompt is None else prompt
-            said = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-            if before and before != said:
+            if before and _turns(before) != _turns(prompt):
                 raise BadField(name, "answers another conversation than the row's prompt")
+            kept = {key: value for key, value in side[-1].items() if key not in ("role", "content")}
             side = side[-1].get("content")
-        sides.append(side)
-    kept = {key: value for key, value in row.items() if key not in ("prompt", "chosen", "rejected")}
-    source = kept.pop("source", "trl")
-    return kept | {
-        "prompt": prompt,
-        "responses": [
-            {"source": source, "sample": sample, "text": text, "reward": reward}
-            for sample, (text, reward) in enumerate(zip(sides, (1.0, 0.0), strict=True))
-        ],
-    }
+        answers.append(kept | {"source": row.get("source") or "trl", "sample": sample, "text": side, "reward": reward})
+    base = {key: value for key, value in row.items() if key not in ("prompt", "chosen", "rejected", "source")}
+    return base | {"prompt": prompt, "responses": answers}
+
+
+def _turns(prompt: Any) -> Any:
+    """A conversation as it is compared: a text is a user's turn, and tables fill absent fields with nulls."""
+    if isinstance(prompt, str):
+        return [{"role": "user", "content": prompt}]
+    if not isinstance(prompt, list) or not all(isinstance(turn, Mapping) for turn in prompt):
+        return prompt
+    return [{key: value for key, value in turn.items() if value is not None} for turn in prompt]
 
 
 def from_sharegpt(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -94,14 +97,22 @@ def from_sharegpt(row: Mapping[str, Any]) -> dict[str, Any]:
         role = turn.get("from", turn.get("role"))
         if not isinstance(role, str) or role not in ROLE_OF:
             raise BadField(f"conversations[{index}].from", f"is {role!r}, not one of {', '.join(ROLE_OF)}")
-        messages.append({"role": ROLE_OF[role], "content": turn.get("value", turn.get("content"))})
+        kept = {key: value for key, value in turn.items() if key not in ("from", "role", "value", "content")}
+        messages.append(kept | {"role": ROLE_OF[role], "content": turn.get("value", turn.get("content"))})
     if not messages or messages[-1]["role"] != "assistant":
         raise BadField("conversations", "must end with the assistant's turn")
     base = {key: value for key, value in row.items() if key not in ("id", "conversations", "model")}
-    if row.get("id") is not None:
-        base["prompt_id"] = str(row["id"])
-    answer = {"source": row.get("model") or "sharegpt", "text": messages[-1]["content"]}
-    return base | {"prompt": messages[:-1], "responses": [answer]}
+    if row.get("prompt_id") is None:
+        base["prompt_id"] = _name(row, "id")
+    *prompt, last = messages
+    kept = {key: value for key, value in last.items() if key not in ("role", "content")}
+    answer = kept | {"source": row.get("model") or "sharegpt", "text": last["content"]}
+    return base | {"prompt": prompt, "responses": [answer]}
+
+
+def _name(row: Mapping[str, Any], key: str) -> str | None:
+    """Other people number their rows."""
+    return None if row.get(key) is None else str(row[key])
 
 
 def _list(row: Mapping[str, Any], name: str) -> list[Any]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import gzip
 import json
 import zlib
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,9 @@ from typing import Any
 from fuserl.errors import FuserlError
 from fuserl.records.foreign import FOREIGN, looks_like
 from fuserl.records.rows import BadField, group_of
-from fuserl.records.schema import PromptGroup
-from fuserl.records.store import from_row, is_store_file, iter_groups, parquet_rows
+from fuserl.records.schema import Message, PromptGroup
+from fuserl.records.splits import prompt_digest
+from fuserl.records.store import group_from, is_store_file, iter_groups, parquet_rows
 
 SPLITS = ("train", "validation", "test")
 ENDINGS = (".jsonl.gz", ".jsonl", ".json.gz", ".json", ".parquet")
@@ -48,10 +50,11 @@ def splits_of(path: str | Path) -> tuple[str, ...]:
                 where=str(path / "dataset_dict.json"),
                 hint="save the data set again",
             ) from error
-    return tuple(split for split in SPLITS if _split_path(path, split))
+    return tuple(split for split in SPLITS if split_path(path, split))
 
 
-def _split_path(folder: Path, split: str) -> Path | None:
+def split_path(folder: Path, split: str) -> Path | None:
+    """The folder or file of a split, None where there is none."""
     candidates = [folder / split, *(folder / f"{split}{ending}" for ending in ENDINGS)]
     return next((candidate for candidate in candidates if candidate.exists()), None)
 
@@ -73,7 +76,7 @@ def read_groups(
         report: filled while reading.
 
     Raises:
-        FuserlError: a row is bad, with file, row and field; or the path holds no data set.
+        FuserlError: a row is bad, with file, row and field; or the path holds no data set, or one without rows.
     """
     if form not in FORMS:
         raise FuserlError(f"there is no data format `{form}`", where="`data.format`", hint=f"one of {', '.join(FORMS)}")
@@ -82,23 +85,42 @@ def read_groups(
             f"`{on_bad_row}` is no way to treat bad rows", where="`data.on_bad_row`", hint="error or skip"
         )
     report = report if report is not None else ReadReport()
-    source, seen, before = str(path), set(), report.groups
+    seen, fallback_id, before = set(), _ids_by_prompt(), report.rows
     for where, row in _rows(path, split, form):
         report.rows += 1
-        for group in _checked(row, where, form, on_bad_row, report):
+        for group in _checked(row, where, form, on_bad_row, report, fallback_id):
             if group.id in seen:
                 _bad(f"`prompt_id` {group.id!r} appears twice", where, on_bad_row, report)
                 continue
             seen.add(group.id)
             report.groups += 1
             yield group
-    if report.groups == before and on_bad_row == "error":
+    if report.rows == before:
         raise FuserlError(
-            "the data set is empty", where=source, hint="a data set needs at least one prompt with a response"
+            "the data set is empty", where=str(path), hint="a data set needs at least one prompt with a response"
         )
 
 
-def _checked(row: Any, where: str, form: str, on_bad_row: str, report: ReadReport) -> Iterator[PromptGroup]:
+def _ids_by_prompt() -> Callable[[tuple[Message, ...]], str]:
+    """Names for prompts without id: by what they say, so that they do not change with the order of the rows."""
+    times: Counter[str] = Counter()
+
+    def name(prompt: tuple[Message, ...]) -> str:
+        digest = prompt_digest(prompt)
+        times[digest] += 1
+        return f"prompt-{digest}" + (f"-{times[digest]}" if times[digest] > 1 else "")
+
+    return name
+
+
+def _checked(
+    row: Any,
+    where: str,
+    form: str,
+    on_bad_row: str,
+    report: ReadReport,
+    fallback_id: Callable[[tuple[Message, ...]], str],
+) -> Iterator[PromptGroup]:
     if isinstance(row, PromptGroup):
         yield row
         return
@@ -110,7 +132,7 @@ def _checked(row: Any, where: str, form: str, on_bad_row: str, report: ReadRepor
         if name and not isinstance(row, Mapping):
             raise BadField("row", f"must be an object, not {type(row).__name__}")
         row = FOREIGN[name](row) if name else row
-        result = group_of(row, skip=on_bad_row == "skip", fallback_id=f"row-{report.rows - 1}")
+        result = group_of(row, skip=on_bad_row == "skip", fallback_id=fallback_id)
     except BadField as error:
         _bad(str(error), where, on_bad_row, report)
         return
@@ -137,7 +159,7 @@ def _rows(path: str | Path, split: str | None, form: str) -> Iterator[tuple[str,
     elif (folder / "dataset_info.json").exists() or (folder / "dataset_dict.json").exists():
         yield from _datasets_rows(str(folder), split, is_path=True)
     else:
-        inside = _split_path(folder, split) if split else None
+        inside = split_path(folder, split) if split else None
         if inside is None:
             raise FuserlError(
                 f"the folder holds no split `{split}`" if split else "the folder holds no data set",
@@ -153,7 +175,7 @@ def _file_rows(path: Path) -> Iterator[tuple[str, Any]]:
     if path.suffix == ".parquet":
         ours = is_store_file(path)
         for number, row in enumerate(parquet_rows(path)):
-            yield f"{path}, row {number}", from_row(row) if ours else row
+            yield f"{path}, row {number}", group_from(row, path) if ours else row
         return
     if not path.name.endswith(ENDINGS):
         raise FuserlError("the file's ending is not known", where=str(path), hint=f"one of {', '.join(ENDINGS)}")
@@ -198,25 +220,25 @@ def _parsed(line: bytes) -> Any:
 def _datasets_rows(path: str, split: str | None, *, is_path: bool) -> Iterator[tuple[str, Any]]:
     from datasets import DatasetDict, load_dataset, load_from_disk  # slow to import, rarely needed
 
+    split, number = split or "train", 0
     try:
-        data = load_from_disk(path) if is_path else load_dataset(path, split=split or "train")
+        data = load_from_disk(path) if is_path else load_dataset(path, split=split)
         if isinstance(data, DatasetDict):
-            if (split or "train") not in data:
+            if split not in data:
                 raise FuserlError(
-                    f"the data set has no split `{split or 'train'}`",
-                    where=path,
-                    hint=f"it has {', '.join(map(str, data))}",
+                    f"the data set has no split `{split}`", where=path, hint=f"it has {', '.join(map(str, data))}"
                 )
-            data = data[split or "train"]
+            data = data[split]
+        for number, row in enumerate(data):
+            yield f"{path}, row {number}", row
     except FuserlError:
         raise
-    except Exception as error:
+    except Exception as error:  # of datasets, pyarrow, fsspec and the network: there is no common class
+        why = (str(error).splitlines() or [type(error).__name__])[0][:120]
         looks_local = "/" not in path or path.startswith(("/", ".", "~")) or path.endswith(ENDINGS)
-        raise FuserlError(
-            "no such file or folder"
-            if looks_local
-            else f"the data set cannot be loaded ({str(error).splitlines()[0][:120]})",
-            where=path,
-            hint="give `data.path` a folder, a file, or the name of a data set on the hub (which needs a network)",
-        ) from error
-    yield from ((f"{path}, row {number}", row) for number, row in enumerate(data))
+        if is_path:
+            what, hint = f"the saved data set is cut short or broken ({why})", "copy or save it again"
+        else:
+            what = "no such file or folder" if looks_local else f"the data set cannot be loaded ({why})"
+            hint = "give `data.path` a folder, a file, or the name of a data set on the hub (which needs a network)"
+        raise FuserlError(what, where=path, hint=hint) from error

@@ -6,15 +6,18 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from fuserl.errors import FuserlError
 from fuserl.records.schema import PromptGroup
 
 SCHEMA_VERSION = 1
+_TYPES = {"groups": int, "responses": int, "digest": str}
+_MAPS = {"sources": int, "domains": int, "files": int, "file_digests": str, "extra": object}  # what names map to
 
 
 @dataclass
@@ -72,7 +75,7 @@ def read_manifest(folder: Path) -> Manifest:
     """Read it.
 
     Raises:
-        FuserlError: it is missing, broken, or of a newer schema.
+        FuserlError: it is missing, broken, of a newer schema, or has a field of another type.
     """
     path = folder / "manifest.json"
     try:
@@ -84,18 +87,35 @@ def read_manifest(folder: Path) -> Manifest:
                 where=str(path),
                 hint="update fuserl",
             )
+        for name, kind in _TYPES.items():
+            if not isinstance(content.get(name), kind):
+                raise TypeError(f"`{name}` must be {kind.__name__}")
+        for name, kind in _MAPS.items():
+            value = content.get(name, {})
+            if not isinstance(value, dict) or not all(isinstance(item, kind) for item in value.values()):
+                raise TypeError(f"`{name}` must map names to {kind.__name__}")
         return Manifest(**content)
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise FuserlError(
-            "the data set's manifest cannot be read", where=str(path), hint="write the data set again"
+            f"the data set's manifest cannot be read ({error})", where=str(path), hint="write the data set again"
         ) from error
 
 
 def write_text_atomically(path: Path, text: str) -> None:
-    """Write beside the target, flush to the disk, rename: a kill leaves the old file or the new one."""
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    with part.open("w", encoding="utf-8") as file:
+    """Write a small file, see `written_atomically`."""
+    with written_atomically(path) as file:
         file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
+
+
+@contextmanager
+def written_atomically(path: Path) -> Iterator[TextIO]:
+    """Write beside the target, flush to the disk, rename: a kill or an error leaves the old file or the new one."""
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        with part.open("w", encoding="utf-8") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,12 +25,12 @@ class RowResult:
     left_out: list[str] = field(default_factory=list)
 
 
-def group_of(row: Any, *, skip: bool, fallback_id: str) -> RowResult:
+def group_of(row: Any, *, skip: bool, fallback_id: Callable[[tuple[Message, ...]], str]) -> RowResult:
     """Check one row and build its group.
 
     Args:
         skip: leave out bad responses, and the row when none remains, instead of raising.
-        fallback_id: id of rows that have none.
+        fallback_id: names the prompt of a row that has no id.
 
     Raises:
         BadField: not skipping, and something is wrong.
@@ -40,8 +40,9 @@ def group_of(row: Any, *, skip: bool, fallback_id: str) -> RowResult:
             raise BadField("row", f"must be an object, not {type(row).__name__}")
         prompt = _prompt(row.get("prompt"))
         responses, left_out = _responses(row.get("responses"), skip=skip)
+        prompt_id = row.get("prompt_id")
         group = PromptGroup(
-            id=_text(row.get("prompt_id", fallback_id), "prompt_id"),
+            id=fallback_id(prompt) if prompt_id is None else _text(prompt_id, "prompt_id"),
             prompt=prompt,
             responses=tuple(responses),
             domain=_text(row.get("domain") or "general", "domain"),
@@ -77,7 +78,9 @@ def message_of(value: Any, name: str) -> Message:
     role = value.get("role")
     if role not in ROLES:
         raise BadField(f"{name}.role", f"is {role!r}, not one of {', '.join(ROLES)}")
-    return Message(role, _text(value.get("content"), f"{name}.content"))
+    # Tables fill in nulls where some messages have a field and others have not: null is absent.
+    extra = {key: item for key, item in value.items() if key not in ("role", "content") and item is not None}
+    return Message(role, _text(value.get("content"), f"{name}.content"), extra)
 
 
 def _responses(value: Any, *, skip: bool) -> tuple[list[Response], list[str]]:
@@ -85,10 +88,10 @@ def _responses(value: Any, *, skip: bool) -> tuple[list[Response], list[str]]:
         raise BadField("responses", "is missing or empty")
     found: list[Response] = []
     left_out: list[str] = []
-    next_sample: dict[str, int] = {}
+    numbers = Numbers(value)
     for index, row in enumerate(value):
         try:
-            response = _response(row, f"responses[{index}]", next_sample)
+            response = _response(row, f"responses[{index}]", numbers)
         except BadField as error:
             if not skip:
                 raise
@@ -100,17 +103,39 @@ def _responses(value: Any, *, skip: bool) -> tuple[list[Response], list[str]]:
     return found, left_out
 
 
-def _response(row: Any, name: str, next_sample: dict[str, int]) -> Response:
+class Numbers:
+    """The sample numbers of one row's responses: those it gives are used once, the others keep off them."""
+
+    def __init__(self, responses: list[Any]) -> None:
+        rows = [(row.get("source"), row.get("sample")) for row in responses if isinstance(row, Mapping)]
+        self.given = {(name, sample) for name, sample in rows if isinstance(name, str) and isinstance(sample, int)}
+        self.used: set[tuple[str, int]] = set()
+        self.next: dict[str, int] = {}
+
+    def take(self, sample: Any, source: str, name: str) -> int:
+        """The response's number, checked, or the source's next free one.
+
+        Raises:
+            BadField: it is no number, or an earlier response of the source has it.
+        """
+        if sample is None:
+            sample = self.next.get(source, 0)
+            while (source, sample) in self.given:
+                sample += 1
+        if isinstance(sample, bool) or not isinstance(sample, int) or not 0 <= sample < 2**31:
+            raise BadField(name, f"must be a whole number from 0, not {sample!r}")
+        if (source, sample) in self.used:
+            raise BadField(name, f"is {sample}, as an earlier response of `{source}` has it")
+        self.used.add((source, sample))
+        self.next[source] = max(self.next.get(source, 0), sample + 1)
+        return sample
+
+
+def _response(row: Any, name: str, numbers: Numbers) -> Response:
     if not isinstance(row, Mapping):
         raise BadField(name, "must be an object")
     source = _text(row.get("source"), f"{name}.source")
     text = _text(row.get("text"), f"{name}.text")
-    sample = row.get("sample")
-    if sample is None:
-        sample = next_sample.get(source, 0)
-    if isinstance(sample, bool) or not isinstance(sample, int) or not 0 <= sample < 2**31:
-        raise BadField(f"{name}.sample", f"must be a whole number from 0, not {sample!r}")
-    next_sample[source] = max(next_sample.get(source, 0), sample + 1)
     verdict = row.get("verdict")
     if verdict is not None and verdict not in VERDICTS:
         raise BadField(f"{name}.verdict", f"is {verdict!r}, not one of {', '.join(VERDICTS)} or null")
@@ -121,13 +146,13 @@ def _response(row: Any, name: str, next_sample: dict[str, int]) -> Response:
     return Response(
         source=source,
         text=text,
-        sample=sample,
         reward=_number(row.get("reward"), f"{name}.reward"),
         verdict=verdict,
         weight=_number(row.get("weight"), f"{name}.weight"),
         finish_reason=_optional_text(row.get("finish_reason"), f"{name}.finish_reason"),
         sampling=sampling,
         extra={key: item for key, item in row.items() if key not in known},
+        sample=numbers.take(row.get("sample"), source, f"{name}.sample"),  # last: a bad response uses up no number
     )
 
 

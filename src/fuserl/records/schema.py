@@ -16,6 +16,7 @@ class Message:
 
     role: str  # one of ROLES
     content: str  # plain text; never template tokens
+    extra: Mapping[str, Any] = field(default_factory=dict, hash=False)  # unknown fields (name, tool_calls), kept
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from fuserl.errors import FuserlError
 from fuserl.records.manifest import Counting, Manifest, read_manifest, write_manifest
 from fuserl.records.schema import Message, PromptGroup, Response
 
+_MESSAGE = pa.struct([("role", pa.string()), ("content", pa.string()), ("extra", pa.string())])  # extra: JSON
 _RESPONSE = pa.struct(
     [
         ("source", pa.string()),
@@ -33,7 +34,7 @@ _RESPONSE = pa.struct(
 SCHEMA = pa.schema(
     [
         ("prompt_id", pa.string()),
-        ("prompt", pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))),
+        ("prompt", pa.list_(_MESSAGE)),
         ("domain", pa.string()),
         ("reference", pa.string()),
         ("responses", pa.list_(_RESPONSE)),
@@ -69,6 +70,8 @@ def write_groups(
             where=str(folder),
             hint="give a folder that can be written, and valid Unicode",
         ) from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
     return manifest
 
 
@@ -115,7 +118,7 @@ def iter_groups(folder: str | Path) -> Iterator[PromptGroup]:
         seen = 0
         for row in parquet_rows(path):
             seen += 1
-            yield _checked(row, path)
+            yield group_from(row, path)
         if seen != rows:
             raise FuserlError(
                 f"the file holds {seen} rows, its manifest says {rows}",
@@ -124,9 +127,14 @@ def iter_groups(folder: str | Path) -> Iterator[PromptGroup]:
             )
 
 
-def _checked(row: dict[str, Any], path: Path) -> PromptGroup:
+def group_from(row: dict[str, Any], path: Path) -> PromptGroup:
+    """A stored row as a group.
+
+    Raises:
+        FuserlError: it has not the fields that `write_groups` writes.
+    """
     try:
-        return from_row(row)
+        return _from_row(row)
     except (KeyError, TypeError, ValueError) as error:
         raise FuserlError(
             f"a stored row cannot be read ({error!r})", where=str(path), hint="write the data set again"
@@ -154,7 +162,7 @@ def parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
 def _to_row(group: PromptGroup) -> dict[str, Any]:
     return {
         "prompt_id": group.id,
-        "prompt": [{"role": message.role, "content": message.content} for message in group.prompt],
+        "prompt": [{"role": m.role, "content": m.content, "extra": _json_of(m.extra)} for m in group.prompt],
         "domain": group.domain,
         "reference": group.reference,
         "responses": [
@@ -166,13 +174,17 @@ def _to_row(group: PromptGroup) -> dict[str, Any]:
                 "verdict": r.verdict,
                 "weight": r.weight,
                 "finish_reason": r.finish_reason,
-                "sampling": json.dumps(dict(r.sampling), default=str) if r.sampling is not None else None,
-                "extra": json.dumps(dict(r.extra), default=str) if r.extra else None,
+                "sampling": None if r.sampling is None else json.dumps(dict(r.sampling), default=str),
+                "extra": _json_of(r.extra),
             }
             for r in group.responses
         ],
-        "extra": json.dumps(dict(group.extra), default=str) if group.extra else None,
+        "extra": _json_of(group.extra),
     }
+
+
+def _json_of(extra: Mapping[str, Any]) -> str | None:
+    return json.dumps(dict(extra), default=str) if extra else None
 
 
 def is_store_file(path: Path) -> bool:
@@ -183,8 +195,8 @@ def is_store_file(path: Path) -> bool:
         return False
 
 
-def from_row(row: dict[str, Any]) -> PromptGroup:
-    """A stored row as a group; fields that we do not know come back from JSON."""
+def _from_row(row: dict[str, Any]) -> PromptGroup:
+    """Fields that we do not know come back from JSON; a message without them was written before they were kept."""
 
     def loads(text: str | None, empty: Any) -> Any:
         return json.loads(text) if text else empty
@@ -193,5 +205,5 @@ def from_row(row: dict[str, Any]) -> PromptGroup:
         Response(**r | {"sampling": loads(r["sampling"], None), "extra": loads(r["extra"], {})})
         for r in row["responses"]
     )
-    prompt = tuple(Message(**message) for message in row["prompt"])
+    prompt = tuple(Message(m["role"], m["content"], loads(m.get("extra"), {})) for m in row["prompt"])
     return PromptGroup(row["prompt_id"], prompt, responses, row["domain"], row["reference"], loads(row["extra"], {}))

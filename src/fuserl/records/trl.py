@@ -5,39 +5,54 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from fuserl.errors import FuserlError
-from fuserl.records.manifest import write_text_atomically
+from fuserl.records.manifest import written_atomically
 from fuserl.records.schema import PromptGroup, Response
 
 
 def write_preferences(groups: Iterable[PromptGroup], path: str | Path, *, pairs: str = "per_source") -> int:
-    """Write JSON lines of TRL's preference format.
+    """Write JSON lines of TRL's preference format, a pair at a time; the file is whole or as it was.
 
     Args:
         pairs: `per_source` best against worst of every source, `best_source` of the source that owns the best.
 
     Returns:
         The number of pairs.
+
+    Raises:
+        FuserlError: there is no such pairing, the file cannot be written, or a text is no valid Unicode.
     """
     if pairs not in ("per_source", "best_source"):
         raise FuserlError(f"there is no pairing `{pairs}`", hint="one of per_source, best_source")
-    rows = []
-    for group in groups:
-        prompt = [{"role": message.role, "content": message.content} for message in group.prompt]
-        for chosen, rejected in pairs_of(group, pairs):
-            sides = {
-                name: [{"role": "assistant", "content": side.text}]
-                for name, side in (("chosen", chosen), ("rejected", rejected))
-            }
-            rows.append(json.dumps({"prompt": prompt, **sides, "source": chosen.source}, ensure_ascii=False))
+    num_pairs, group = 0, None
     try:
-        write_text_atomically(Path(path), "".join(row + "\n" for row in rows))
+        with written_atomically(Path(path)) as file:
+            for group in groups:
+                for chosen, rejected in pairs_of(group, pairs):
+                    file.write(json.dumps(_row(group, chosen, rejected), ensure_ascii=False, default=str) + "\n")
+                    num_pairs += 1
     except OSError as error:
         raise FuserlError(
             f"the file cannot be written ({error})", where=str(path), hint="give a folder that exists"
         ) from error
-    return len(rows)
+    except UnicodeEncodeError as error:
+        raise FuserlError(
+            "a text holds a lone surrogate, which is no valid Unicode",
+            where=f"group `{group.id if group else ''}`",
+            hint="mend the text; `read_groups` refuses such rows",
+        ) from error
+    return num_pairs
+
+
+def _row(group: PromptGroup, chosen: Response, rejected: Response) -> dict[str, Any]:
+    return {
+        "prompt": [{**m.extra, "role": m.role, "content": m.content} for m in group.prompt],
+        "chosen": [{"role": "assistant", "content": chosen.text}],
+        "rejected": [{"role": "assistant", "content": rejected.text}],
+        "source": chosen.source,
+    }
 
 
 def pairs_of(group: PromptGroup, pairs: str) -> Iterator[tuple[Response, Response]]:
