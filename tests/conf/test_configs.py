@@ -10,8 +10,9 @@ import torch
 from omegaconf import OmegaConf
 
 from fuserl.errors import FuserlError
+from fuserl.objectives.diagnose import cautions
 from fuserl.objectives.terms import GroupScores
-from fuserl.settings import compose, config_folder, leaves, plain
+from fuserl.settings import compose, config_folder, leaves
 from fuserl.training.prepare import build_objective
 
 CONF = config_folder()
@@ -68,7 +69,8 @@ def test_every_stage_of_every_recipe_composes(recipe):
     assert len(stages) >= 2
     for stage in stages:
         cfg = compose("train", [*stage.overrides, "data=own", "data.path=somewhere"])
-        build_objective(cfg, scores(), ("a", "b", "c"))
+        built, _ = build_objective(cfg, scores(), ("a", "b", "c"))
+        assert not cautions(built)
 
 
 @pytest.mark.parametrize("recipe", ["fuserl_llama31_8b", "fusechat3_llama31_8b"])
@@ -88,11 +90,9 @@ def test_every_logger_composes(logger):
     assert compose("train", [f"logger={logger}"]) is not None
 
 
-def test_every_verb_composes_and_the_train_config_stays_small():
-    for verb in ("demo", "pipeline", "doctor"):
-        compose(verb, [])
-    knobs = [key for key, _ in leaves(plain(compose("train", ["objective=fusepo_dpo"])))]
-    assert len(knobs) <= 95, f"{len(knobs)} knobs; derive one, or delete one, before adding one"
+@pytest.mark.parametrize("verb", ["demo", "pipeline", "doctor"])
+def test_every_verb_composes(verb):
+    assert compose(verb, []) is not None
 
 
 @pytest.mark.parametrize("objective", options("objective"))
@@ -105,7 +105,7 @@ def test_a_user_can_set_at_most_80_things(objective):
         for key, value in leaves(tree)
         if not key.endswith(("_target_", "_partial_")) and not copies.fullmatch(str(value))
     ]
-    assert len(knobs) <= 80, f"{len(knobs)} knobs"
+    assert len(knobs) <= 80, f"{len(knobs)} knobs; derive one, or delete one, before adding one"
 
 
 def test_two_data_files_differ_in_their_path_alone():

@@ -7,7 +7,7 @@ import torch
 from objectives.tables import NAMES, NAN, hand_table, objective, random_table
 
 from fuserl.errors import FuserlError
-from fuserl.objectives.diagnose import require_applicable
+from fuserl.objectives.diagnose import cautions, require_applicable
 
 SINGLE = hand_table([[0.9, 0.4, 0.1], [0.2, 0.8, 0.7]], [[0, 1, 2], [0, 1, 2]])
 ONE = hand_table([[0.9], [0.2]], [[0], [1]])
@@ -28,6 +28,32 @@ def refusal(name: str, scores, *settings: str) -> FuserlError:
 @pytest.mark.parametrize("name", NAMES)
 def test_good_data_passes(name: str) -> None:
     require_applicable(objective(name), random_table(0))
+
+
+BETAS = {  # settings, and what the caution says of them; None for no caution
+    "SimPO with a value of DPO": (["fusepo_simpo", "objective.beta=0.1"], "per nat a token"),
+    "WRPO-SimPO with a value of DPO": (["wrpo_simpo", "objective.beta=0.1"], "per nat a token"),
+    "SimPO at the limit": (["fusepo_simpo", "objective.beta=1"], None),
+    "a mean a token with the value of a sum": (["fusepo_dpo", "objective.normalize=length"], "per nat a token"),
+    "the same on one pair": (["dpo_best", "objective.normalize=length", "objective.beta=0.99"], "per nat a token"),
+    "a mean a token with its own value": (["fusepo_dpo", "objective.normalize=length", "objective.beta=10"], None),
+    "a sum with the value of a mean": (["fusepo_dpo", "objective.beta=10"], "the summed log-ratio"),
+    "the same on one pair, and just above": (["dpo_best", "objective.beta=1.01"], "the summed log-ratio"),
+    "WRPO with a value of SimPO": (["wrpo", "objective.beta=2.5"], "the summed log-ratio"),
+    "a sum at the limit": (["wrpo", "objective.beta=1"], None),
+    **{f"{name} as it comes": ([name], None) for name in NAMES},
+}
+
+
+@pytest.mark.parametrize("case", BETAS)
+def test_a_beta_of_another_unit_is_cautioned_against(case: str) -> None:
+    settings, said = BETAS[case]
+    found = cautions(objective(*settings))
+    assert len(found) == (said is not None)
+    if said:
+        assert said in found[0]
+        assert settings[0] in found[0]
+        assert "`objective.beta=" in found[0]
 
 
 @pytest.mark.parametrize("name", PREFERENCE)

@@ -1,4 +1,4 @@
-"""Can this objective learn anything from this data? Said before a model is loaded."""
+"""Can this objective learn anything from this data, and do its settings make sense? Said before a model is loaded."""
 
 from __future__ import annotations
 
@@ -35,6 +35,30 @@ def require_applicable(objective: Objective, scores: GroupScores) -> None:
         return
     what, hint = _why(objective, scores)
     raise FuserlError(what, where=where, hint=hint)
+
+
+def cautions(objective: Objective) -> tuple[str, ...]:
+    """What others' runs broke on, in sentences for the user; nothing where there is nothing to say.
+
+    The same `beta` is per nat of a summed log-ratio in one loss and per nat a token in another: values that fit the
+    one are a hundred times off in the other.
+    """
+    hypers = getattr(objective.loss, "keywords", {})
+    beta = hypers.get("beta")
+    if beta is None:
+        return ()
+    if "gamma_beta_ratio" in hypers or hypers.get("normalize") == "length":
+        if beta < 1:
+            return (
+                f"caution: `objective.beta={beta}` is per nat a token in `{objective.name}` as it is set; below 1 SimPO "
+                "and length-normalised DPO are known to break (papers: 2 to 10)",
+            )
+    elif objective.starts_at_ln2 and beta > 1:
+        return (
+            f"caution: `objective.beta={beta}` is per nat of the summed log-ratio in `{objective.name}` as it is set; "
+            "above 1 DPO hardly moves from the reference (papers: 0.01 to 0.5)",
+        )
+    return ()
 
 
 def _why(objective: Objective, scores: GroupScores) -> tuple[str, str]:

@@ -13,7 +13,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from fuserl.objectives.terms import GroupScores, Pairs, Totals
+from fuserl.objectives.terms import GroupScores, Number, Pairs, Totals
+from fuserl.tokens.store import VERDICT
 
 METRICS = (
     "loss",  # the objective, over its own denominator
@@ -75,6 +76,27 @@ def best_response(rewards: Float[Tensor, "P K"], valid: Bool[Tensor, "P K"]) -> 
     """Column of the highest reward (the first of equals; the first valid one where nothing is scored)."""
     known = torch.where(valid & ~rewards.isnan(), rewards.double(), -1e300)
     return torch.where(valid, known, -torch.inf).argmax(dim=1)
+
+
+def chosen_not_good(
+    pairs: Pairs, verdict: Int[Tensor, "P K"], rewards: Float[Tensor, "P K"], *, good_reward: Number | None
+) -> float | None:
+    """Share of the pairs whose chosen answer is not good: the best of bad answers is still preferred by the loss.
+
+    Args:
+        verdict: codes of `tokens.store.VERDICT`; any but right is not good, none at all does not judge.
+        good_reward: an answer with a smaller reward is not good either (reward units); None does not judge.
+
+    Returns:
+        The share of the pairs that can be judged; None where there are none.
+    """
+    said = verdict.gather(1, pairs.chosen)
+    has_verdict = said != VERDICT[None]
+    bad = has_verdict & (said != VERDICT["right"])
+    if good_reward is not None:
+        bad = bad | (rewards.gather(1, pairs.chosen) < good_reward)
+    judged = pairs.valid if good_reward is not None else pairs.valid & has_verdict
+    return float((bad & judged).sum() / judged.sum()) if judged.any() else None
 
 
 def tally(
