@@ -1,196 +1,202 @@
-"""What the benchmarks share: real groups, a random model on disk, the machine's own rate, results as Markdown."""
+"""What the scripts share: their options, the machine in words, medians of interleaved runs, results as Markdown."""
 
 from __future__ import annotations
 
-import json
+import argparse
+import ctypes
 import os
 import platform
+import resource
 import statistics
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from datetime import date
-from itertools import islice
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-from fuserl.records.formats import read_groups
-from fuserl.records.schema import Message, PromptGroup, Response
-from fuserl.records.store import write_groups
-from fuserl.tokens.templates import load_template
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = Path(os.environ.get("FUSERL_SHARED", ROOT.parent / "shared")) / "data"
 RESULTS = ROOT / "benchmarks" / "results"
-SAMPLES = 2  # of a source: the responses of a real prompt are dealt into sources of two
+MEASURED = ("torch", "transformers", "lightning")
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
-def tokenizer() -> PreTrainedTokenizerFast:
-    """GPT-2's."""
-    return PreTrainedTokenizerFast(
-        tokenizer_file=str(DATA / "tokenizers/gpt2/tokenizer.json"),
-        eos_token="<|endoftext|>",
-        pad_token="<|endoftext|>",
-    )
-
-
-def save_model(folder: Path, *, layers: int = 6, width: int = 384, heads: int = 6, inner: int = 1024) -> Path:
-    """A random Llama with GPT-2's vocabulary and tied embeddings."""
-    torch.manual_seed(0)
-    words = tokenizer()
-    config = LlamaConfig(
-        vocab_size=50257, hidden_size=width, intermediate_size=inner, num_hidden_layers=layers, num_attention_heads=heads,
-        num_key_value_heads=heads, max_position_embeddings=8192, tie_word_embeddings=True,
-        bos_token_id=None, eos_token_id=words.eos_token_id, pad_token_id=None,
-    )  # fmt: skip
-    LlamaForCausalLM(config).save_pretrained(folder)
-    words.save_pretrained(folder)
-    return folder
-
-
-def dealt(name: str, count: int, *, responses: int = 8, max_length: int = 2048, document: int = 0) -> list[PromptGroup]:
-    """Real groups of exactly so many responses, dealt into sources of two, every source with a better and a worse.
+def options(about: str | None, *, prompts: int, steps: int) -> argparse.ArgumentParser:
+    """The options every script takes.
 
     Args:
-        document: tokens of other prompts' answers put before the question (long prompts).
+        prompts: default of `--prompts`, prompts an optimiser step.
+        steps: default of `--steps`, timed repetitions.
     """
-    template = load_template(tokenizer(), chat_template="plain")
-    words = template.tokenizer
-    source = read_groups(str(DATA / name), split="train", form="auto", on_bad_row="skip")
-    filler = _documents(name, document, words) if document else None
-    found: list[PromptGroup] = []
-    for group in source:
-        if len(group.responses) < responses:
-            continue
-        if filler:
-            question = group.prompt[-1].content
-            group = replace(group, prompt=(Message("user", f"{next(filler)}\n\n{question}"),))
-        texts = [response.text for response in group.responses[:responses]]
-        length = len(words(template.render_prompt(group.prompt))["input_ids"])
-        if (
-            length + max(len(words(text)["input_ids"]) for text in texts) + 1 > max_length
-            or len(set(texts)) < responses
-        ):
-            continue
-        dealt_out = [
-            Response(f"s{number // SAMPLES}", text, number % SAMPLES, float(number % SAMPLES == 0), None)
-            for number, text in enumerate(texts)
-        ]
-        found.append(replace(group, responses=tuple(dealt_out)))
-        if len(found) == count:
-            break
-    return found
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--dtype", choices=tuple(DTYPES), default="fp32")
+    parser.add_argument("--size", default="tiny", help="toy, tiny, 0.5b, 1b or 3b: random weights of that shape")
+    parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1), help="of a processor")
+    parser.add_argument("--prompts", type=int, default=prompts, help="an optimiser step")
+    parser.add_argument("--steps", type=int, default=steps, help="timed repetitions, after one to warm up")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder for the table")
+    return parser
 
 
-def _documents(name: str, tokens: int, words: PreTrainedTokenizerFast) -> Iterator[str]:
-    """Texts of about so many tokens, made of the set's own answers."""
-    text: list[int] = []
-    for group in read_groups(str(DATA / name), split="train", form="auto", on_bad_row="skip"):
-        text += words(group.responses[0].text + "\n")["input_ids"]
-        while len(text) >= tokens:
-            yield words.decode(text[:tokens])
-            text = text[tokens:]
+def device_of(device: str) -> torch.device:
+    """The device of `--device`.
+
+    Raises:
+        SystemExit: there is none.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise SystemExit("no GPU is visible; leave out `--device cuda`")
+    return torch.device(device)
 
 
-def write_ours(groups: Iterable[PromptGroup], folder: Path) -> Path:
-    """Our format."""
-    write_groups(groups, folder)
-    return folder
+@dataclass(frozen=True)
+class Pair:
+    """Two ways timed in turn, seconds a repetition."""
+
+    ours: Sequence[float]
+    theirs: Sequence[float]
+
+    @property
+    def ratio(self) -> float:
+        """Median over repetitions of theirs / ours: what disturbs the machine for a while disturbs both."""
+        return statistics.median(b / a for a, b in zip(self.ours, self.theirs, strict=True))
+
+    @property
+    def spread(self) -> str:
+        """Smallest and largest ratio."""
+        ratios = [b / a for a, b in zip(self.ours, self.theirs, strict=True)]
+        return f"{min(ratios):.2f}-{max(ratios):.2f}"
 
 
-def write_pairs(groups: Iterable[PromptGroup], path: Path) -> Path:
-    """TRL's preference format with the prompt rendered, so that both train on the same token ids."""
-    template = load_template(tokenizer(), chat_template="plain")
-    with path.open("w", encoding="utf-8") as file:
-        for group in groups:
-            prompt = template.render_prompt(group.prompt)
-            for chosen, rejected in zip(group.responses[::SAMPLES], group.responses[1::SAMPLES], strict=True):
-                file.write(json.dumps({"prompt": prompt, "chosen": chosen.text, "rejected": rejected.text}) + "\n")
-    return path
+def in_turn(ours: Callable[[], object], theirs: Callable[[], object], times: int, device: torch.device) -> Pair:
+    """Time two ways alternately, once each to warm up; which one comes first changes every time."""
+    found: tuple[list[float], list[float]] = ([], [])
+    for number in range(-1, times):
+        for side in (0, 1) if number % 2 else (1, 0):
+            seconds = timed((ours, theirs)[side], device)
+            if number >= 0:
+                found[side].append(seconds)
+    return Pair(*found)
 
 
-def write_completions(groups: Iterable[PromptGroup], path: Path) -> Path:
-    """TRL's prompt-completion format."""
-    template = load_template(tokenizer(), chat_template="plain")
-    with path.open("w", encoding="utf-8") as file:
-        for group in groups:
-            for response in group.responses:
-                row = {"prompt": template.render_prompt(group.prompt), "completion": response.text}
-                file.write(json.dumps(row) + "\n")
-    return path
-
-
-def batched(items: Sequence, size: int) -> Iterator[list]:
-    """Neighbours, `size` at a time."""
-    iterator = iter(items)
-    while part := list(islice(iterator, size)):
-        yield part
-
-
-def matmul_rate(shapes: Sequence[tuple[int, int, int]], dtype: torch.dtype = torch.float32) -> float:
-    """FLOP/s over products [m, k] x [k, n], each as often as listed; the best of five."""
-    operands = [(torch.randn(m, k, dtype=dtype), torch.randn(k, n, dtype=dtype)) for m, k, n in shapes]
-    best = min(seconds(lambda: [a @ b for a, b in operands]) for _ in range(5))
-    return sum(2 * m * k * n for m, k, n in shapes) / best
-
-
-def seconds(work: Callable[[], object]) -> float:
-    """Wall time of one call."""
+def timed(work: Callable[[], object], device: torch.device) -> float:
+    """Seconds of one call, a GPU's queue included."""
+    wait(device)
     started = time.perf_counter()
     work()
+    wait(device)
     return time.perf_counter() - started
 
 
-def median(values: Sequence[float]) -> float:
-    """As `statistics.median`."""
+def wait(device: torch.device) -> None:
+    """Until a GPU has done what it was told."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def median(values: Iterable[float]) -> float:
+    """The middle one."""
     return statistics.median(values)
 
 
-def hardware() -> str:
-    """A short name for file names: processor and cores, or the GPU's."""
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name().replace(" ", "-").lower()
-    return f"cpu{os.cpu_count()}"
+def memory_mb(device: torch.device) -> float:
+    """What the process holds now: of the GPU, or resident after freed pages have gone back to the system."""
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device) / 2**20
+    give_back_freed()
+    return _status("VmRSS")
 
 
-def header(title: str, *, what: str) -> str:
-    """Title, date, commit, machine, versions, and what was measured."""
-    import transformers
-
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    processor = next(
-        (line.split(":", 1)[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")),
-        platform.machine(),
-    )
-    return (
-        f"# {title}\n\n{date.today()}, commit {commit.stdout.strip() or 'unknown'}, {processor}, {os.cpu_count()} cores, "
-        f"{torch.get_num_threads()} threads, torch {torch.__version__}, transformers {transformers.__version__}.\n\n{what}\n\n"
-    )
+def forget_peak(device: torch.device) -> None:
+    """Start measuring the peak anew; where the system does not allow it, the peak is the process's since its start."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
 
 
-def _lines(path: str) -> list[str]:
+def peak_mb(device: torch.device) -> float:
+    """The most that was held since `forget_peak`."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
     try:
-        return Path(path).read_text().splitlines()
+        return _status("VmHWM")
     except OSError:
-        return []
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def give_back_freed() -> None:
+    """glibc keeps freed memory for later; a baseline must not hold what set-up left behind."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
+def _status(name: str) -> float:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(name + ":")) / 1024
+
+
+def hardware(device: torch.device, threads: int) -> str:
+    """A short name for files: `cpu2`, `h100x1`."""
+    if device.type != "cuda":
+        return f"cpu{threads}"
+    words = torch.cuda.get_device_name(device).lower().replace("nvidia", "").split()
+    return f"{words[0] if words else 'gpu'}x1"
+
+
+def header(title: str, arguments: argparse.Namespace, *, extra: Sequence[str] = ()) -> str:
+    """Title, date, commit, machine and versions.
+
+    Args:
+        extra: further packages whose versions matter.
+    """
+    device = torch.device(arguments.device)
+    versions = ", ".join(f"{name} {version(name)}" for name in (*MEASURED, *extra))
+    return (
+        f"# {title}\n\n{date.today()}, commit {_commit()}, {_machine(device, arguments.threads)}, {versions}, "
+        f"model `{arguments.size}` in {arguments.dtype}.\n"
+    )
+
+
+def _commit() -> str:
+    def git(*words: str) -> str:
+        return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
+
+    return (git("rev-parse", "--short", "HEAD") or "unknown") + (
+        " with changes" if git("status", "--short", "src") else ""
+    )
+
+
+def _machine(device: torch.device, threads: int) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+    return f"{name}, {threads} of {os.cpu_count()} cores"
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     """Markdown."""
-    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
-    lines += ["| " + " | ".join(str(cell) for cell in row) + " |" for row in rows]
-    return "\n".join(lines) + "\n"
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "".join("| " + " | ".join(str(cell) for cell in line) + " |\n" for line in lines)
 
 
-def write(name: str, text: str) -> Path:
-    """benchmarks/results/NAME_HARDWARE_DATE.md"""
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    path = RESULTS / f"{name}_{hardware()}_{date.today()}.md"
+def write(name: str, text: str, arguments: argparse.Namespace) -> Path:
+    """OUT/NAME_HARDWARE_DATE.md, also printed; other sizes than `tiny` stand in the name."""
+    size = "" if arguments.size == "tiny" else f"_{arguments.size}"
+    machine = hardware(torch.device(arguments.device), arguments.threads)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    path = arguments.out / f"{name}{size}_{machine}_{date.today()}.md"
     path.write_text(text, encoding="utf-8")
     print(text)
     print(path)

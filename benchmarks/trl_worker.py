@@ -1,73 +1,104 @@
-"""One training run of TRL in a process of its own; prints a line of JSON with its losses, seconds a step and peak memory.
-
-python benchmarks/trl_worker.py {dpo,sft} MODEL DATA ROWS_A_STEP MICRO STEPS LR OUT
-"""
+"""TRL's own trainers, with one callback: the clock. `python -m benchmarks.trl_worker JOB.json`, see `turns`."""
 
 from __future__ import annotations
 
-import json
-import resource
-import sys
-import time
+from collections.abc import Iterator
+from importlib.util import find_spec
+from typing import Any
 
 import datasets
 import torch
-from torch.utils.data import SequentialSampler
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
-
-class Clock(TrainerCallback):
-    """Seconds of every optimiser step."""
-
-    def __init__(self) -> None:
-        self.seconds: list[float] = []
-
-    def on_step_begin(self, *args, **kwargs):
-        self.started = time.perf_counter()
-
-    def on_step_end(self, *args, **kwargs):
-        self.seconds.append(time.perf_counter() - self.started)
+from benchmarks.clock import Clock, digest_of_sequences, read_job
+from benchmarks.turns import Job, dtype_name
 
 
-def in_order(trainer):
-    """The same trainer, which takes rows in the order of the file, as ours does with the same seed switched off."""
+class InTurn(TrainerCallback):
+    """Hands the Trainer's steps to the clock."""
 
-    class InOrder(trainer):
-        def _get_train_sampler(self, *args, **kwargs):
-            return SequentialSampler(self.train_dataset)
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
 
-    return InOrder
+    def on_step_begin(self, *_: Any, model: torch.nn.Module, **__: Any) -> None:
+        self.clock.begin(model)
+
+    def on_pre_optimizer_step(self, *_: Any, model: torch.nn.Module, **__: Any) -> None:
+        self.clock.keep_gradient(model)
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        self.clock.end()
+
+    def on_log(self, *_: Any, logs: dict[str, float], **__: Any) -> None:
+        if "loss" in logs:
+            self.clock.losses.append(float(logs["loss"]))
+            if len(self.clock.losses) == 1:
+                self.clock.grad_norm = float(logs["grad_norm"])
 
 
-def main(method: str, model: str, data: str, rows: int, micro: int, steps: int, lr: float, out: str) -> None:
-    torch.manual_seed(0)
-    common = dict(
-        output_dir=out, per_device_train_batch_size=micro, gradient_accumulation_steps=rows // micro, max_steps=steps,
-        learning_rate=lr, lr_scheduler_type="constant", optim="adamw_torch", max_grad_norm=1.0, weight_decay=0.0, bf16=False,
-        use_cpu=True, report_to=[], save_strategy="no", logging_steps=1, max_length=None, gradient_checkpointing=False,
-        disable_tqdm=True, dataloader_num_workers=0, seed=0,
+def dpo(job: Job, common: dict[str, Any], **parts: Any) -> tuple[Any, Iterator[tuple[list[int], int]]]:
+    """The trainer, and the sequences it trains on."""
+    settings = {"beta": 0.1, "precompute_ref_log_probs": True, "precompute_ref_batch_size": 2}
+    trainer = DPOTrainer(args=DPOConfig(**common | settings | job.settings), **parts)
+    rows = trainer.train_dataset
+    return trainer, (
+        ([*row["prompt_ids"], *row[side]], len(row[side])) for row in rows for side in ("chosen_ids", "rejected_ids")
+    )
+
+
+def sft(job: Job, common: dict[str, Any], **parts: Any) -> tuple[Any, Iterator[tuple[list[int], int]]]:
+    """The trainer, and the sequences it trains on."""
+    trainer = SFTTrainer(args=SFTConfig(**common | {"completion_only_loss": True} | job.settings), **parts)
+    return trainer, _sequences(trainer.train_dataset)
+
+
+def _sequences(rows: Any) -> Iterator[tuple[list[int], int]]:
+    """Packed rows are cut apart again."""
+    for row in rows:
+        start = 0
+        for size in row["seq_lengths"] if "seq_lengths" in row else [len(row["input_ids"])]:
+            part = slice(start, start + size)
+            yield row["input_ids"][part], sum(label != -100 for label in row["labels"][part])
+            start += size
+
+
+METHODS = {"dpo": dpo, "sft": sft}
+
+
+def common_settings(job: Job) -> dict[str, Any]:
+    """Plain AdamW at a constant rate, rows in the order of the file, nothing saved, weights in the given dtype."""
+    return dict(
+        output_dir=f"{job.out}/trl", max_steps=job.steps + 1, learning_rate=job.lr, lr_scheduler_type="constant",
+        warmup_steps=0, weight_decay=0.0, max_grad_norm=1e9, optim="adamw_torch_fused", bf16=False, fp16=False,
+        use_cpu=job.device == "cpu", report_to="none", save_strategy="no", logging_steps=1, disable_tqdm=True,
+        gradient_checkpointing=False, max_length=None, dataloader_num_workers=0, seed=0,
+        train_sampling_strategy="sequential",
     )  # fmt: skip
-    policy = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
-    words = AutoTokenizer.from_pretrained(model)
-    rows_of = datasets.load_dataset("json", data_files=data, split="train", cache_dir=f"{out}/cache")
-    clock = Clock()
-    if method == "dpo":
-        config = DPOConfig(**common, beta=0.1, precompute_ref_log_probs=True, precompute_ref_batch_size=1)
-        trainer = in_order(DPOTrainer)(
-            policy, args=config, train_dataset=rows_of, processing_class=words, callbacks=[clock]
-        )
-    else:
-        config = SFTConfig(**common, completion_only_loss=True, packing=False)
-        trainer = in_order(SFTTrainer)(
-            policy, args=config, train_dataset=rows_of, processing_class=words, callbacks=[clock]
-        )
+
+
+def main() -> None:
+    """Train until the clock ends the process."""
+    job, channel = read_job()
+    clock = Clock(job, channel)
+    flash = job.device == "cuda" and find_spec("flash_attn") is not None
+    policy = AutoModelForCausalLM.from_pretrained(
+        job.model,
+        dtype=getattr(torch, dtype_name(job.dtype)),
+        attn_implementation="flash_attention_2" if flash else "sdpa",
+    )
+    rows = datasets.load_dataset("json", data_files=job.data, split="train", cache_dir=f"{job.out}/datasets")
+    trainer, sequences = METHODS[job.method](
+        job,
+        common_settings(job),
+        model=policy,
+        train_dataset=rows,
+        processing_class=AutoTokenizer.from_pretrained(job.model),
+        callbacks=[InTurn(clock)],
+    )
+    clock.tokens = digest_of_sequences(sequences)
     trainer.train()
-    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print("RESULT " + json.dumps({"losses": losses, "seconds": clock.seconds, "peak_mb": peak}))
 
 
 if __name__ == "__main__":
-    method, model, data, rows, micro, steps, lr, out = sys.argv[1:]
-    main(method, model, data, int(rows), int(micro), int(steps), float(lr), out)
+    main()

@@ -1,0 +1,1 @@
+"""Measurements: each script asserts equality before it times, and writes a table named by hardware and date."""
