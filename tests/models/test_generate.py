@@ -165,6 +165,30 @@ def test_a_prompts_logits_are_computed_at_its_end_only():
     assert seen.rows <= kit.VOCABULARY
 
 
+def test_the_models_generation_config_decides_nothing():
+    model, prompts = kit.tiny_model(), [[5, 9, 11], [5, 9, 12]]
+    arguments = {"n": 3, "max_new_tokens": 8, "stop_ids": {2}, "seed": 0}
+    wanted = [sample(model, prompts, temperature=temperature, **arguments) for temperature in (0, 1.0)]
+    for name, value in {
+        "temperature": 0.01, "top_k": 1, "top_p": 0.01, "repetition_penalty": 5.0, "do_sample": False,
+        "eos_token_id": list(range(kit.VOCABULARY)), "max_new_tokens": 1, "min_new_tokens": 8,
+    }.items():  # fmt: skip
+        setattr(model.generation_config, name, value)
+    assert wanted == [sample(model, prompts, temperature=temperature, **arguments) for temperature in (0, 1.0)]
+
+
+def test_an_empty_prompt_is_one_clear_error():
+    with pytest.raises(FuserlError, match="1 of 2 prompts have no tokens to continue, the first is number 1"):
+        sample(kit.tiny_model(), [[5], []], n=1, max_new_tokens=3, temperature=0, stop_ids={2}, seed=0)
+
+
+def test_a_model_that_fails_is_back_in_training():
+    model = kit.tiny_model().train()
+    with pytest.raises(IndexError):
+        sample(model, [[kit.VOCABULARY + 1]], n=1, max_new_tokens=3, temperature=0, stop_ids={2}, seed=0)
+    assert model.training
+
+
 UNUSUAL = {
     "attention sinks": lambda: transformers.GptOssConfig(
         **kit._SHAPE, head_dim=8, num_local_experts=2, num_experts_per_tok=1

@@ -137,9 +137,11 @@ def test_a_policy_with_lora_from_a_folder(base_folder, batch):
 
 def test_checkpointing_recomputes_the_same_gradients(base_folder, batch):
     gradients = []
-    for checkpointing in (False, True):
+    for checkpointing in ("none", "full", "selective"):
         policy = load.load_policy(str(base_folder), dtype="float64", lora=LORA, checkpointing=checkpointing)
-        assert any(getattr(module, "gradient_checkpointing", False) for module in policy.modules()) == checkpointing
+        assert any(getattr(module, "gradient_checkpointing", False) for module in policy.modules()) == (
+            checkpointing != "none"
+        )
         generator = torch.Generator().manual_seed(0)
         for weight in policy.parameters():
             if weight.requires_grad:
@@ -147,8 +149,8 @@ def test_checkpointing_recomputes_the_same_gradients(base_folder, batch):
         score_batch(policy, batch).sum().backward()
         gradients.append([weight.grad for weight in policy.parameters() if weight.requires_grad])
     assert all(gradient.abs().sum() > 0 for gradient in gradients[0])
-    for plain, recomputed in zip(*gradients, strict=True):
-        assert_close(plain, recomputed, rtol=0, atol=0)
+    for plain, *recomputed in zip(*gradients, strict=True):
+        assert all(torch.equal(plain, other) for other in recomputed)
 
 
 def test_a_second_adapter_starts_from_the_first_one_merged(base_folder, batch, tmp_path):

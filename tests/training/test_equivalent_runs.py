@@ -22,7 +22,8 @@ WAYS = {
     "two ranks, small packs": ("trainer.devices=2", "trainer.max_tokens=200"),
     "loader processes": ("trainer.num_workers=1",),
     "narrow head": ("trainer.logits_memory=1e-6",),
-    "checkpointed activations": ("target.checkpointing=true",),
+    "checkpointed activations": ("target.checkpointing=full",),
+    "selectively checkpointed activations": ("target.checkpointing=selective",),
 }
 
 

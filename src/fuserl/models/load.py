@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from fuserl.errors import FuserlError
 from fuserl.models import attention
+from fuserl.models.checkpointing import checkpoint_activations
 
 
 def load_policy(
@@ -18,7 +19,8 @@ def load_policy(
     *,
     dtype: str = "auto",
     lora: dict[str, Any] | None = None,
-    checkpointing: bool = False,
+    checkpointing: str = "none",
+    packing: str = "shared",
     trust_remote_code: bool = False,
     revision: str | None = None,
 ) -> Any:
@@ -29,10 +31,11 @@ def load_policy(
             never stacks on an old one.
         dtype: `auto` (the checkpoint's), float32, bfloat16, float64, ...
         lora: keyword arguments of `peft.LoraConfig`; null trains all weights.
-        checkpointing: recompute activations in backward.
+        checkpointing: what to recompute in backward: none, full or selective.
+        packing: `shared`, for which a model must use transformers' attention interface; or `padded`, for any.
 
     Raises:
-        FuserlError: nothing loadable is there, it needs remote code, or it has no safetensors.
+        FuserlError: nothing loadable is there, it needs remote code, it has no safetensors, or it cannot be packed.
     """
     attention.register()
     if Path(path).expanduser().is_dir() and (Path(path).expanduser() / "adapter_config.json").exists():
@@ -41,12 +44,12 @@ def load_policy(
         model = _load(
             AutoModelForCausalLM, path, dtype=_dtype(dtype), revision=revision, trust_remote_code=trust_remote_code
         )
-    _use_our_attention(model)
+    if packing == "shared" or (_has_attention_interface(model) and not _has_sinks(model)):
+        _use_our_attention(model)
     _without_dropout(model)
-    if checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    checkpoint_activations(model, checkpointing)
     if lora:
-        model = _with_lora(model, lora, checkpointing)
+        model = _with_lora(model, lora, checkpointing=checkpointing != "none")
     return model.train()
 
 
@@ -131,12 +134,20 @@ def _merged_adapter(path: str, dtype: str) -> Any:
     return _load(AutoPeftModelForCausalLM, path, dtype=_dtype(dtype), use_safetensors=True).merge_and_unload()
 
 
+def _has_attention_interface(model: Any) -> bool:
+    return getattr(model, "_supports_attention_backend", False) or getattr(model, "_supports_sdpa", False)
+
+
+def _has_sinks(model: nn.Module) -> bool:
+    return any(name.endswith("sinks") for name, _ in model.named_parameters())
+
+
 def _use_our_attention(model: Any) -> None:
-    if not getattr(model, "_supports_attention_backend", False) and not getattr(model, "_supports_sdpa", False):
+    if not _has_attention_interface(model):
         raise FuserlError(
             "the model does not use transformers' attention interface, so its prompts cannot be shared",
             where=f"architecture `{type(model).__name__}`",
-            hint="train another architecture of the family (Llama, Qwen, Gemma, Mistral, Phi, GPT-NeoX and others work)",
+            hint="use `trainer.packing=padded`, which works for every causal model",
         )
     for module in model.modules():
         if hasattr(module, "config") and hasattr(module.config, "_attn_implementation"):

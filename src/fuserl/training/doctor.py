@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fuserl.errors import FuserlError
-from fuserl.models.attention import backends
+from fuserl.models.kernels import backends
 from fuserl.models.reference_folder import DAY, Kept, caches, prune
 from fuserl.training.summary import gpu_name, versions
 

@@ -24,7 +24,7 @@ from fuserl.training.folder import RunFolder, digest
 from fuserl.training.group_module import GroupModule
 from fuserl.training.loggers import MetricsCsv, close_loggers, make_loggers
 from fuserl.training.quiet import quiet
-from fuserl.training.setup import Setup
+from fuserl.training.setup import Setup, data_of
 from fuserl.training.summary import card, peak_memory_mb, say, summarise, write_manifest_of_run
 
 
@@ -57,10 +57,10 @@ def train(cfg: DictConfig) -> Path:
 
 
 def _launch(cfg: DictConfig, folder: RunFolder) -> Path:
-    """Fill the caches in this process, then hand the resolved configuration to torchrun."""
+    """Tokenise in this process, then hand the resolved configuration to torchrun; ranks share the reference's work."""
     launch = folder.path / ".launch.yaml"  # with its interpolations, which config.yaml has resolved
     with folder.locked():
-        Setup(cfg)
+        data_of(cfg)
         write_text_atomically(launch, OmegaConf.to_yaml(cfg, resolve=False))
         command = [
             sys.executable,

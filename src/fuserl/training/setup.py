@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +15,12 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from fuserl.errors import FuserlError
-from fuserl.models.attention import choose
 from fuserl.models.compiled import compile_layers
+from fuserl.models.kernels import choose, needs_of
 from fuserl.models.load import check_vocabulary, load_policy, load_tokenizer
 from fuserl.models.reference import fill, weights_digest
 from fuserl.models.reference_cache import ReferenceCache
-from fuserl.models.scoring import Packed, Padded, Scoring, check_model, rows_within
+from fuserl.models.scoring import Packed, Padded, Scoring, check_model, per_token, rows_within
 from fuserl.tokens.collate import PADDING, GroupBatch
 from fuserl.tokens.templates import Template, load_template
 from fuserl.training.datamodule import Split
@@ -30,7 +32,7 @@ PACK_LENGTHS = 8  # on a GPU
 
 
 def device_of(accelerator: str) -> torch.device:
-    """The first device of Lightning's accelerator name.
+    """This process's device of Lightning's accelerator name.
 
     Raises:
         FuserlError: a GPU is asked for and there is none.
@@ -42,7 +44,11 @@ def device_of(accelerator: str) -> torch.device:
             where="`trainer.accelerator`",
             hint="use `trainer.accelerator=cpu`, or see `fuserl doctor`",
         )
-    return torch.device("cuda" if cuda and accelerator != "cpu" else "cpu")
+    return (
+        torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        if cuda and accelerator != "cpu"
+        else torch.device("cpu")
+    )
 
 
 def _logits_memory(setting: str | float, device: torch.device) -> float:
@@ -52,28 +58,43 @@ def _logits_memory(setting: str | float, device: torch.device) -> float:
     return torch.cuda.get_device_properties(device).total_memory / 2**34 if device.type == "cuda" else 0.5
 
 
+def data_of(cfg: DictConfig) -> tuple[Any, Template, Prepared]:
+    """Tokenizer, template, and the data as the run reads it: all that needs no weights.
+
+    Raises:
+        FuserlError: data or settings cannot work.
+    """
+    if cfg.trainer.precision in ("bf16-true", "16-true", "transformer-engine"):
+        raise FuserlError(
+            f"precision {cfg.trainer.precision} would round rewards and reference log-probs too",
+            where="`trainer.precision`",
+            hint="use `target.dtype=bfloat16` with `trainer.precision=32-true`, or bf16-mixed",
+        )
+    tokenizer = load_tokenizer(cfg.target.path, revision=cfg.target.revision)
+    check_vocabulary(cfg.target.path, tokenizer)
+    template = load_template(tokenizer, chat_template=cfg.target.chat_template, date_string=cfg.target.date_string)
+    return tokenizer, template, prepare(cfg, template, Path(cfg.cache).expanduser(), ranks=cfg.trainer.devices)
+
+
+def _backend(scoring: Scoring) -> str:
+    """The attention kernel, or `padded`."""
+    return scoring.backend if isinstance(scoring, Packed) else "padded"
+
+
 class Setup:
     """Tokens, objective, plan, policy and reference: all that exists before the first step."""
 
     def __init__(self, cfg: DictConfig) -> None:
-        if cfg.trainer.precision in ("bf16-true", "16-true", "transformer-engine"):
-            raise FuserlError(
-                f"precision {cfg.trainer.precision} would round rewards and reference log-probs too",
-                where="`trainer.precision`",
-                hint="use `target.dtype=bfloat16` with `trainer.precision=32-true`, or bf16-mixed",
-            )
         L.seed_everything(cfg.seed, verbose=False)
         self.cfg, self.cache = cfg, Path(cfg.cache).expanduser()
-        self.tokenizer = load_tokenizer(cfg.target.path, revision=cfg.target.revision)
-        check_vocabulary(cfg.target.path, self.tokenizer)
-        self.template: Template = load_template(
-            self.tokenizer, chat_template=cfg.target.chat_template, date_string=cfg.target.date_string
-        )
         started = time.perf_counter()
-        self.prepared: Prepared = prepare(cfg, self.template, self.cache, ranks=cfg.trainer.devices)
+        self.prepared: Prepared
+        self.template: Template
+        self.tokenizer, self.template, self.prepared = data_of(cfg)
         self.data_seconds = round(time.perf_counter() - started, 3)
         self.device = device_of(cfg.trainer.accelerator)
-        self.backend = choose(cfg.trainer.attention, self.device)
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)
         dtype = "float64" if cfg.trainer.precision == "64-true" else cfg.target.dtype
         self.policy = load_policy(
             cfg.target.path,
@@ -81,19 +102,32 @@ class Setup:
             dtype=dtype,
             lora=OmegaConf.to_container(cfg.target.lora) if cfg.target.lora else None,
             checkpointing=cfg.target.checkpointing,
+            packing=cfg.trainer.packing,
         ).to(self.device)
         if cfg.trainer.compile:
             compile_layers(self.policy)
-        if cfg.trainer.packing == "shared":
-            check_model(self.policy, self.backend)
-            rows = rows_within(_logits_memory(cfg.trainer.logits_memory, self.device), self.policy)
-            self.scoring: Scoring = Packed(self.backend, rows, self.prepared.objective.linear)
-        else:
-            self.scoring = Padded()
+        self.scoring = self._scoring_of(self.policy)
         self._round_packs_up()
         self.reference_stats: dict[str, Any] = {"hits": 0, "misses": 0, "seconds": 0.0}
         if self.prepared.objective.uses_reference:
             self._fill_reference(dtype)
+
+    @property
+    def backend(self) -> str:
+        """The attention kernel of the policy, or `padded`."""
+        return _backend(self.scoring)
+
+    def _scoring_of(self, model: Any) -> Scoring:
+        """The way to run a model, checked in the precision of training."""
+        if self.cfg.trainer.packing == "padded":
+            return Padded()
+        with self._as_trained():
+            check_model(model, "sdpa")
+            backend = choose(self.cfg.trainer.attention, self.device, needs_of(model))
+            if backend != "sdpa":
+                check_model(model, backend)
+        rows = rows_within(_logits_memory(self.cfg.trainer.logits_memory, self.device), model)
+        return Packed(backend, rows, self.prepared.objective.linear)
 
     def _round_packs_up(self) -> None:
         """To a few lengths on a GPU, whose kernels are chosen and memory is cut by length."""
@@ -102,39 +136,64 @@ class Setup:
             self.prepared.train = replace(self.prepared.train, multiple=multiple)
 
     def _fill_reference(self, dtype: str) -> None:
-        path = self.cfg.reference.path
-        model = load_policy(path, dtype=dtype, lora=None, checkpointing=False).to(self.device) if path else self.policy
+        model, scoring, path = self.policy, self.scoring, self.cfg.reference.path
+        if path:
+            check_vocabulary(path, self.tokenizer)
+            model = load_policy(path, dtype=dtype, packing=self.cfg.trainer.packing).to(self.device)
+            scoring = self._scoring_of(model)
         cache = ReferenceCache(
             self.cache / "reference",
             weights=weights_digest(model),
             dtype=f"{next(model.parameters()).dtype}, {self.cfg.trainer.precision}",
-            backend=self.backend if self.cfg.trainer.packing == "shared" else "padded",
+            backend=_backend(scoring),
+            model=str(path or self.cfg.target.path),
         )
         started = time.perf_counter()
         prepared = self.prepared
-        prepared.train = self._with_reference(prepared.train, model, cache)
+        prepared.train = self._with_reference(prepared.train, model, scoring, cache)
         if prepared.validation:
-            prepared.validation = self._with_reference(prepared.validation, model, cache)
+            prepared.validation = self._with_reference(prepared.validation, model, scoring, cache)
+        cache.close()
         seconds = time.perf_counter() - started
         self.reference_stats = {"hits": cache.hits, "misses": cache.misses, "seconds": round(seconds, 3)}
         say(f"reference log-probs: {cache.hits} from the cache, {cache.misses} computed in {seconds:.1f} s")
 
-    def _with_reference(self, split: Split, model: Any, cache: ReferenceCache) -> Split:
+    def _with_reference(self, split: Split, model: Any, scoring: Scoring, cache: ReferenceCache) -> Split:
         planned = np.zeros(len(split.used), dtype=bool)
         planned[list(split.plan.rows)] = True
-        used = split.used & planned[:, None]
         filled = fill(
-            model, split.store, used, cache, max_tokens=16384, backend=self.backend, truncate=split.truncate,
-            score=self._score_as_trained,
-        )  # fmt: skip
+            model,
+            split.store,
+            split.used & planned[:, None],
+            cache,
+            max_tokens=split.plan.max_tokens,
+            backend=_backend(scoring),
+            truncate=split.truncate,
+            score=partial(self._score_as_trained, scoring),
+            per_token=partial(self._tokens_as_trained, scoring) if self.cfg.reference.per_token else None,
+            waiting=lambda count: say(f"waiting for {count} reference log-probs that other processes compute"),
+        )
         return replace(split, reference=filled)
 
-    def _score_as_trained(self, model: Any, batch: GroupBatch) -> torch.Tensor:
-        """In the precision of training, so that policy and reference agree before the first step."""
+    def _as_trained(self) -> torch.autocast:
+        """The precision of training, so that policy and reference agree before the first step."""
         mixed = self.cfg.trainer.precision.endswith("-mixed")
         half = torch.bfloat16 if "bf16" in self.cfg.trainer.precision else torch.float16
-        with torch.autocast(self.device.type, dtype=half, enabled=mixed, cache_enabled=False):
-            return self.scoring.score(model, batch)
+        return torch.autocast(self.device.type, dtype=half, enabled=mixed, cache_enabled=False)
+
+    def _score_as_trained(self, scoring: Scoring, model: Any, batch: GroupBatch) -> torch.Tensor:
+        with self._as_trained():
+            return scoring.score(model, batch)
+
+    def _tokens_as_trained(self, scoring: Scoring, model: Any, batch: GroupBatch) -> torch.Tensor:
+        if not isinstance(scoring, Packed):
+            raise FuserlError(
+                "log-probs a token are kept of packs only",
+                where="`reference.per_token`",
+                hint="use `trainer.packing=shared`",
+            )
+        with self._as_trained():
+            return per_token(model, batch, backend=scoring.backend, rows=scoring.rows)
 
     def report(self) -> Report:
         """What the module measures."""
