@@ -9,12 +9,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
-from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 
+from fuserl.errors import FuserlError
 from fuserl.training.folder import RunFolder
 
 
@@ -67,8 +69,15 @@ class MetricsCsv(Logger):
 
 
 def make_loggers(cfg: DictConfig, folder: RunFolder, config: dict[str, Any]) -> list[Logger]:
-    """The loggers of `conf/logger` beside `metrics.csv`, told the resolved configuration."""
-    loggers = [instantiate(node, save_dir=str(folder.path)) for node in cfg.values() if node]
+    """The loggers of `conf/logger` beside `metrics.csv`, told the resolved configuration.
+
+    Raises:
+        FuserlError: a logger's package is absent.
+    """
+    try:
+        loggers = [instantiate(node, save_dir=str(folder.path)) for node in cfg.values() if node]
+    except InstantiationException as error:
+        raise (error.__cause__ if isinstance(error.__cause__, FuserlError) else error) from None
     for logger in loggers:
         logger.log_hyperparams(config)
     return loggers
@@ -97,3 +106,19 @@ def wandb_logger(*, save_dir: str, project: str, group: str | None, tags: Sequen
         resume="allow",
         log_model=False,
     )
+
+
+def tensorboard_logger(*, save_dir: str) -> Logger:
+    """TensorBoard's events in the run's `tensorboard/`.
+
+    Raises:
+        FuserlError: the package is absent.
+    """
+    try:
+        return TensorBoardLogger(save_dir, name="", version="tensorboard", default_hp_metric=False)
+    except ModuleNotFoundError as error:
+        raise FuserlError(
+            "the package `tensorboard` is not installed",
+            where="`logger=tensorboard`",
+            hint="`pip install 'fuserl[tensorboard]'`, or use another logger: metrics.csv is always written",
+        ) from error
