@@ -1,40 +1,23 @@
-"""Matrix-product FLOPs by counting: of one optimiser step in each way of running it, and of the model's shapes."""
+"""Matrix-product FLOPs of one optimiser step in each way of running it, by the formula of `fuserl.training.flops`."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
-from transformers import PretrainedConfig
+import torch
+from transformers import AutoModelForCausalLM
 
 from benchmarks.groups import Lengths
+from benchmarks.models import config_of
+from fuserl.training.flops import Products, training_flops
+from fuserl.training.flops import Work as Useful
 
 
-class Product(NamedTuple):
-    """[tokens, k] times [k, n]."""
-
-    k: int
-    n: int
-
-    @property
-    def flops(self) -> int:
-        """For one token."""
-        return 2 * self.k * self.n
-
-
-def layer_products(config: PretrainedConfig) -> list[Product]:
-    """Of one decoder layer: queries, keys, values, output, gate, up, down."""
-    width, inner = config.hidden_size, config.intermediate_size
-    head = getattr(config, "head_dim", None) or width // config.num_attention_heads
-    queries, keys = config.num_attention_heads * head, config.num_key_value_heads * head
-    attention = [Product(width, queries), Product(width, keys), Product(width, keys), Product(queries, width)]
-    return [*attention, Product(width, inner), Product(width, inner), Product(inner, width)]
-
-
-def head_product(config: PretrainedConfig) -> Product:
-    """Hidden state to logits."""
-    return Product(config.hidden_size, config.vocab_size)
+def products_of(size: str) -> Products:
+    """Of a random model's shape; no weight is made."""
+    with torch.device("meta"):
+        return Products.of(AutoModelForCausalLM.from_config(config_of(size)))
 
 
 @dataclass(frozen=True)
@@ -53,13 +36,10 @@ class Work:
     head: int
     head_passes: int
 
-    def flops(self, config: PretrainedConfig) -> float:
+    def flops(self, model: Products) -> float:
         """Forward and backward."""
-        linear = self.decoder * sum(product.flops for product in layer_products(config))
-        head_width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        attention = 4 * self.attended * config.num_attention_heads * head_width
-        layers = 3 * config.num_hidden_layers * (linear + attention)
-        return float(layers + self.head_passes * self.head * head_product(config).flops)
+        layers = training_flops(model, Useful(self.decoder, self.attended * len(model.windows), 0))
+        return float(layers + 2 * self.head_passes * self.head * model.head)
 
 
 def triangle(length: int) -> int:
@@ -116,9 +96,9 @@ def ladder(
 
 
 def factors(
-    groups: Sequence[Lengths], rows: int, config: PretrainedConfig, *, peer_passes: int, peer_head_all: bool
+    groups: Sequence[Lengths], rows: int, model: Products, *, peer_passes: int, peer_head_all: bool
 ) -> dict[str, float]:
     """By how much each change divides the FLOPs of a step; their product is the whole token arithmetic."""
     steps = list(ladder(groups, rows, peer_passes=peer_passes, peer_head_all=peer_head_all))
-    flops = [work.flops(config) for _, work in steps]
+    flops = [work.flops(model) for _, work in steps]
     return {steps[i][0]: flops[i - 1] / flops[i] for i in range(1, len(steps))}

@@ -12,7 +12,7 @@ from typing import Any
 from benchmarks import flops
 from benchmarks.groups import TASKS, Lengths, Task, as_planned, dealt, lengths, write_for_both
 from benchmarks.kit import DTYPES, Pair
-from benchmarks.models import config_of, save_model, tokenizer
+from benchmarks.models import save_model, tokenizer
 from benchmarks.turns import Job, Run, paired, require_equal
 from fuserl.tokens.templates import load_template
 
@@ -113,7 +113,7 @@ def factor_rows(
     found: Finding, timed: Sequence[Lengths], rows: int, arguments: argparse.Namespace, *, peer_head_all: bool
 ) -> list[str]:
     """Of the table of factors: counted ones, their product, and what is left of the measured ratio."""
-    counted = flops.factors(timed, rows, config_of(arguments.size), peer_passes=4, peer_head_all=peer_head_all)
+    counted = flops.factors(timed, rows, flops.products_of(arguments.size), peer_passes=4, peer_head_all=peer_head_all)
     arithmetic = prod(counted.values())
     return [
         found.name, *(f"{value:.2f}" for value in counted.values()), f"{arithmetic:.2f}", f"{found.pair.ratio / arithmetic:.2f}",
