@@ -9,7 +9,7 @@ from itertools import pairwise
 import pytest
 
 from fuserl.errors import FuserlError
-from fuserl.records.formats import ReadReport, read_groups
+from fuserl.records.formats import ReadReport, read_groups, splits_of
 from fuserl.records.manifest import digest_of
 from fuserl.records.schema import Message, PromptGroup, Response
 from fuserl.records.splits import by_hash
@@ -110,6 +110,46 @@ def test_ultrafeedback_keeps_what_it_does_not_read(tmp_path):
     assert group.extra == {"instruction": "said otherwise", "model": "m", "all_rm_scores": [3]}
 
 
+def test_tables_of_several_forms_have_null_columns(tmp_path):
+    columns = dict.fromkeys(
+        ("responses", "completions", "all_generated_responses", "chosen", "rejected", "conversations")
+    )
+    rows = [
+        {"prompt": "own", "responses": ANSWERS},
+        {"prompt": "pair", "chosen": "yes", "rejected": "no"},
+        {"prompt": "scored", "completions": [{"model": "a", "response": "yes", "overall_score": 1}]},
+        {"prompt": "sampled", "all_generated_responses": ["yes"]},
+        {"conversations": [{"from": "human", "role": None, "value": "talk"}, {"role": "assistant", "content": "yes"}]},
+    ]
+    groups = read_groups(lines(tmp_path / "d.jsonl", *[columns | row for row in rows]))
+    assert [(g.prompt[0].content, g.responses[0].text) for g in groups] == [
+        (asked, "yes") for asked in ("own", "pair", "scored", "sampled", "talk")
+    ]
+
+
+def test_the_system_text_beside_a_conversation_is_its_first_turn(tmp_path):
+    talk = [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "yes"}]
+    (group,) = read_groups(lines(tmp_path / "a.jsonl", {"id": "x", "conversations": talk, "system": "be brief"}))
+    assert group.prompt == (Message("system", "be brief"), Message("user", "hi"))
+    own = {"prompt_id": "p", "id": "x", "system": "", "conversations": [{"from": "system", "value": "s"}, *talk]}
+    (group,) = read_groups(lines(tmp_path / "b.jsonl", own))
+    assert (group.id, group.prompt[0]) == ("p", Message("system", "s"))
+    assert group.extra == {"id": "x", "system": ""}
+
+
+def test_a_domain_that_is_no_text_is_not_taken_for_none(tmp_path):
+    with pytest.raises(FuserlError, match="`domain` must be a text, not list"):
+        list(read_groups(lines(tmp_path / "d.jsonl", {"prompt": "hi", "responses": ANSWERS, "domain": []})))
+
+
+def test_the_home_folder_may_be_a_tilde(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "set").mkdir()
+    lines(tmp_path / "set" / "train.jsonl", {"prompt": "hi", "responses": ANSWERS})
+    assert splits_of("~/set") == ("train",)
+    assert len(list(read_groups("~/set", split="train"))) == 1
+
+
 OPTIONAL = {  # rows in which an optional name is null, and what stands there instead
     "prompt_id": ({"prompt": "hi", "responses": ANSWERS, "prompt_id": None}, lambda g: g.id.startswith("prompt-")),
     "domain": ({"prompt": "hi", "responses": ANSWERS, "domain": None}, lambda g: g.domain == "general"),
@@ -178,7 +218,7 @@ def test_numbers_that_we_give_keep_off_those_that_the_row_gives(tmp_path):
     assert all(a != b for a, b in pairwise(sorted(numbers)))
 
 
-@pytest.mark.parametrize("name", ["d.jsonl", "d.json", "d.parquet"])
+@pytest.mark.parametrize("name", ["d.jsonl", "list.json", "lines.json", "d.parquet"])
 @pytest.mark.parametrize("on_bad_row", ["error", "skip"])
 def test_a_set_without_rows_says_so(name, on_bad_row, tmp_path):
     import pyarrow as pa
@@ -188,7 +228,7 @@ def test_a_set_without_rows_says_so(name, on_bad_row, tmp_path):
     if name == "d.parquet":
         pq.write_table(pa.table({"prompt": pa.array([], pa.string())}), path)
     else:
-        path.write_text("[]" if name == "d.json" else "\n \n")
+        path.write_text({"list.json": "[]", "lines.json": "\n\n"}.get(name, "\n \n"))
     with pytest.raises(FuserlError, match="the data set is empty") as caught:
         list(read_groups(path, on_bad_row=on_bad_row))
     assert caught.value.where == str(path)

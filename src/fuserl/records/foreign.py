@@ -16,21 +16,24 @@ ROLE_OF = {
     "tool": "tool",
 }
 
+TURN = (("from", "role"), ("value", "content"))  # ShareGPT's names, and those that many use instead
+
 
 def looks_like(row: Any) -> str | None:
-    """Which foreign form a row has; None for our own (or for nothing known)."""
-    if not isinstance(row, Mapping) or "responses" in row:
+    """Which foreign form a row has; None for our own (or for nothing known). A null column of a table is absent."""
+    there = {key for key, value in row.items() if value is not None} if isinstance(row, Mapping) else set()
+    if "responses" in there:
         return None
-    if "completions" in row or "all_generated_responses" in row:
+    if there & {"completions", "all_generated_responses"}:
         return "ultrafeedback"
-    if "chosen" in row and "rejected" in row:
+    if there & {"chosen", "rejected"} and {"chosen", "rejected"} <= row.keys():
         return "trl"
-    return "sharegpt" if "conversations" in row else None
+    return "sharegpt" if "conversations" in there else None
 
 
 def from_ultrafeedback(row: Mapping[str, Any]) -> dict[str, Any]:
     """`instruction` with `completions` (model, response, overall_score), or `all_generated_responses` with scores."""
-    generated = "all_generated_responses" in row
+    generated = row.get("all_generated_responses") is not None
     asked = "prompt" if row.get("prompt") else "instruction"
     about = "domain" if row.get("domain") else "source"
     answers = ("all_generated_responses", "all_rm_scores", "model") if generated else ("completions",)
@@ -94,16 +97,18 @@ def from_sharegpt(row: Mapping[str, Any]) -> dict[str, Any]:
         raise BadField("conversations", "must be a list of objects")
     messages = []
     for index, turn in enumerate(turns):
-        role = turn.get("from", turn.get("role"))
+        role, text = (turn.get(name) if turn.get(name) is not None else turn.get(other) for name, other in TURN)
         if not isinstance(role, str) or role not in ROLE_OF:
             raise BadField(f"conversations[{index}].from", f"is {role!r}, not one of {', '.join(ROLE_OF)}")
         kept = {key: value for key, value in turn.items() if key not in ("from", "role", "value", "content")}
-        messages.append(kept | {"role": ROLE_OF[role], "content": turn.get("value", turn.get("content"))})
+        messages.append(kept | {"role": ROLE_OF[role], "content": text})
     if not messages or messages[-1]["role"] != "assistant":
         raise BadField("conversations", "must end with the assistant's turn")
-    base = {key: value for key, value in row.items() if key not in ("id", "conversations", "model")}
-    if row.get("prompt_id") is None:
-        base["prompt_id"] = _name(row, "id")
+    if isinstance(row.get("system"), str) and row["system"].strip() and messages[0]["role"] != "system":
+        messages.insert(0, {"role": "system", "content": row["system"]})
+    named = "id" if row.get("prompt_id") is None else "prompt_id"
+    base = {key: value for key, value in row.items() if key not in (named, "conversations", "model")}
+    base["prompt_id"] = _name(row, named)
     *prompt, last = messages
     kept = {key: value for key, value in last.items() if key not in ("role", "content")}
     answer = kept | {"source": row.get("model") or "sharegpt", "text": last["content"]}

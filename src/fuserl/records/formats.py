@@ -13,7 +13,7 @@ from typing import Any
 
 from fuserl.errors import FuserlError
 from fuserl.records.foreign import FOREIGN, looks_like
-from fuserl.records.rows import BadField, group_of
+from fuserl.records.rows import BadField, RowResult, group_of
 from fuserl.records.schema import Message, PromptGroup
 from fuserl.records.splits import prompt_digest
 from fuserl.records.store import group_from, is_store_file, iter_groups, parquet_rows
@@ -38,13 +38,13 @@ class ReadReport:
 
 def splits_of(path: str | Path) -> tuple[str, ...]:
     """Names of the splits that a folder holds; none for a single unsplit set."""
-    path = Path(path)
+    path = Path(path).expanduser()
     if not path.is_dir() or (path / "manifest.json").exists():
         return ()
     if (path / "dataset_dict.json").exists():
         try:
             return tuple(json.loads((path / "dataset_dict.json").read_text())["splits"])
-        except (ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise FuserlError(
                 "the saved data set's list of splits cannot be read",
                 where=str(path / "dataset_dict.json"),
@@ -88,13 +88,21 @@ def read_groups(
     seen, fallback_id, before = set(), _ids_by_prompt(), report.rows
     for where, row in _rows(path, split, form):
         report.rows += 1
-        for group in _checked(row, where, form, on_bad_row, report, fallback_id):
-            if group.id in seen:
-                _bad(f"`prompt_id` {group.id!r} appears twice", where, on_bad_row, report)
-                continue
-            seen.add(group.id)
+        try:
+            result = _checked(row, form, skip=on_bad_row == "skip", fallback_id=fallback_id)
+            if result.group and result.group.id in seen:
+                raise BadField("prompt_id", f"{result.group.id!r} appears twice")
+        except BadField as error:
+            if on_bad_row == "error":
+                raise FuserlError(
+                    str(error), where=where, hint="mend the row, or leave such rows out with `data.on_bad_row=skip`"
+                ) from error
+            result = RowResult(None, [str(error)])
+        report.skipped += [(where, what) for what in result.left_out]
+        if result.group:
+            seen.add(result.group.id)
             report.groups += 1
-            yield group
+            yield result.group
     if report.rows == before:
         raise FuserlError(
             "the data set is empty", where=str(path), hint="a data set needs at least one prompt with a response"
@@ -113,38 +121,16 @@ def _ids_by_prompt() -> Callable[[tuple[Message, ...]], str]:
     return name
 
 
-def _checked(
-    row: Any,
-    where: str,
-    form: str,
-    on_bad_row: str,
-    report: ReadReport,
-    fallback_id: Callable[[tuple[Message, ...]], str],
-) -> Iterator[PromptGroup]:
+def _checked(row: Any, form: str, *, skip: bool, fallback_id: Callable[[tuple[Message, ...]], str]) -> RowResult:
+    """One row of `_rows` as a group, with what had to be left out of it."""
     if isinstance(row, PromptGroup):
-        yield row
-        return
+        return RowResult(row)
     if isinstance(row, BadField):
-        _bad(str(row), where, on_bad_row, report)
-        return
-    try:
-        name = form if form in FOREIGN else looks_like(row)
-        if name and not isinstance(row, Mapping):
-            raise BadField("row", f"must be an object, not {type(row).__name__}")
-        row = FOREIGN[name](row) if name else row
-        result = group_of(row, skip=on_bad_row == "skip", fallback_id=fallback_id)
-    except BadField as error:
-        _bad(str(error), where, on_bad_row, report)
-        return
-    report.skipped += [(where, what) for what in result.left_out]
-    if result.group:
-        yield result.group
-
-
-def _bad(what: str, where: str, on_bad_row: str, report: ReadReport) -> None:
-    if on_bad_row == "error":
-        raise FuserlError(what, where=where, hint="mend the row, or leave such rows out with `data.on_bad_row=skip`")
-    report.skipped.append((where, what))
+        raise row
+    if not isinstance(row, Mapping):
+        raise BadField("row", f"must be an object, not {type(row).__name__}")
+    name = form if form in FOREIGN else looks_like(row)
+    return group_of(FOREIGN[name](row) if name else row, skip=skip, fallback_id=fallback_id)
 
 
 def _rows(path: str | Path, split: str | None, form: str) -> Iterator[tuple[str, Any]]:
@@ -198,12 +184,14 @@ def _file_rows(path: Path) -> Iterator[tuple[str, Any]]:
 
 
 def _json_rows(path: Path, content: bytes) -> Iterator[tuple[str, Any]]:
+    if not content.strip():
+        return
     rows = _parsed(content)
     if isinstance(rows, list):
         yield from ((f"{path}, row {number}", row) for number, row in enumerate(rows))
     elif isinstance(rows, BadField) and b"\n" in content.strip():
-        lines = [line for line in content.splitlines() if line.strip()]
-        yield from ((f"{path}, row {number}", _parsed(line)) for number, line in enumerate(lines))
+        lines = enumerate(content.split(b"\n"))
+        yield from ((f"{path}, row {number}", _parsed(line)) for number, line in lines if line.strip())
     else:
         yield f"{path}, row 0", rows
 
@@ -220,7 +208,7 @@ def _parsed(line: bytes) -> Any:
 def _datasets_rows(path: str, split: str | None, *, is_path: bool) -> Iterator[tuple[str, Any]]:
     from datasets import DatasetDict, load_dataset, load_from_disk  # slow to import, rarely needed
 
-    split, number = split or "train", 0
+    split = split or "train"
     try:
         data = load_from_disk(path) if is_path else load_dataset(path, split=split)
         if isinstance(data, DatasetDict):

@@ -19,42 +19,34 @@ class BadField(Exception):
 
 @dataclass
 class RowResult:
-    """A group, or none, with what had to be left out of the row."""
+    """A group, or none where the row is bad, with what had to be left out."""
 
     group: PromptGroup | None
     left_out: list[str] = field(default_factory=list)
 
 
-def group_of(row: Any, *, skip: bool, fallback_id: Callable[[tuple[Message, ...]], str]) -> RowResult:
+def group_of(row: Mapping[str, Any], *, skip: bool, fallback_id: Callable[[tuple[Message, ...]], str]) -> RowResult:
     """Check one row and build its group.
 
     Args:
-        skip: leave out bad responses, and the row when none remains, instead of raising.
+        skip: leave out bad responses as long as one remains, instead of raising.
         fallback_id: names the prompt of a row that has no id.
 
     Raises:
-        BadField: not skipping, and something is wrong.
+        BadField: something is wrong, and cannot be left out.
     """
-    try:
-        if not isinstance(row, Mapping):
-            raise BadField("row", f"must be an object, not {type(row).__name__}")
-        prompt = _prompt(row.get("prompt"))
-        responses, left_out = _responses(row.get("responses"), skip=skip)
-        prompt_id = row.get("prompt_id")
-        group = PromptGroup(
-            id=fallback_id(prompt) if prompt_id is None else _text(prompt_id, "prompt_id"),
-            prompt=prompt,
-            responses=tuple(responses),
-            domain=_text(row.get("domain") or "general", "domain"),
-            reference=_optional_text(row.get("reference"), "reference"),
-            extra={
-                k: v for k, v in row.items() if k not in ("prompt_id", "prompt", "responses", "domain", "reference")
-            },
-        )
-    except BadField as error:
-        if not skip:
-            raise
-        return RowResult(None, [str(error)])
+    prompt = _prompt(row.get("prompt"))
+    responses, left_out = _responses(row.get("responses"), skip=skip)
+    prompt_id, domain = row.get("prompt_id"), row.get("domain")
+    known = ("prompt_id", "prompt", "responses", "domain", "reference")
+    group = PromptGroup(
+        id=fallback_id(prompt) if prompt_id is None else _text(prompt_id, "prompt_id"),
+        prompt=prompt,
+        responses=tuple(responses),
+        domain="general" if domain is None or domain == "" else _text(domain, "domain"),
+        reference=_optional_text(row.get("reference"), "reference"),
+        extra={key: value for key, value in row.items() if key not in known},
+    )
     return RowResult(group, left_out)
 
 
