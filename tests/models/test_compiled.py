@@ -12,6 +12,7 @@ from torch._dynamo.utils import counters
 from torch.testing import assert_close
 
 from fuserl.errors import FuserlError
+from fuserl.models.checkpointing import checkpoint_activations
 from fuserl.models.compiled import compile_layers
 from fuserl.models.scoring import score_batch
 from fuserl.tokens.collate import collate
@@ -52,4 +53,12 @@ def test_a_model_without_a_list_of_layers_is_refused():
     model = kit.tiny_model()
     model.config.num_hidden_layers = 7
     with pytest.raises(FuserlError, match="no list of decoder layers"):
+        compile_layers(model)
+
+
+@pytest.mark.parametrize("way", ["full", "selective"])
+def test_layers_that_recompute_are_not_compiled_in_name_only(way):
+    model = kit.tiny_model()
+    checkpoint_activations(model, way)
+    with pytest.raises(FuserlError, match="would run uncompiled"):
         compile_layers(model)

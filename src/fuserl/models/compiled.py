@@ -17,9 +17,16 @@ def compile_layers(model: Any) -> None:
     what it does depends on the pack.
 
     Raises:
-        FuserlError: the model's layers are not where they are in transformers' decoders.
+        FuserlError: the model's layers are not where they are in transformers' decoders, or they recompute their
+            activations, within which the compiler gives up without a word.
     """
     base = causal_lm(model)
+    if any(getattr(module, "gradient_checkpointing", False) for module in base.modules()):
+        raise FuserlError(
+            "layers that recompute their activations would run uncompiled",
+            where="`trainer.compile` and `target.checkpointing`",
+            hint="use `target.checkpointing=none` or `trainer.compile=false`",
+        )
     for module in decoder(base).modules():
         if isinstance(module, nn.ModuleList) and len(module) == base.config.get_text_config().num_hidden_layers:
             for layer in module:
