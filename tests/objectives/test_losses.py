@@ -11,7 +11,7 @@ from torch.testing import assert_close
 
 from fuserl.errors import FuserlError
 from fuserl.objectives import rloo, supervised, wrpo
-from fuserl.objectives.terms import Objective
+from fuserl.objectives.terms import Objective, within
 
 WRPO_TABLE = {
     "rewards": [[0.9, 0.3, 0.6, 0.2]],
@@ -185,6 +185,42 @@ def test_a_choice_that_does_not_exist_is_named(name: str, setting: str) -> None:
     with pytest.raises(FuserlError, match=f"`{value}` is no choice of `{key}`") as error:
         objective(name, f"objective.{setting}").loss(random_table(0), progress=0.0)
     assert "one of" in error.value.hint
+
+
+OUT_OF_RANGE = [  # settings that once were taken in silence: they turn the preference round, or read other responses
+    *((name, "beta", value) for name in ("fusepo_dpo", "dpo_best", "fusepo_simpo", "wrpo", "wrpo_simpo") for value in ("0", "-0.1")),
+    *((name, "label_smoothing", value) for name in ("fusepo_dpo", "fusepo_simpo", "wrpo") for value in ("0.5", "-0.1", "1")),
+    *((name, "alpha", value) for name in ("wrpo", "wrpo_ipo", "wrpo_simpo") for value in ("-0.1", "1.1")),
+    *((name, "gamma_beta_ratio", "-0.1") for name in ("fusepo_simpo", "wrpo_simpo")),
+    *((name, "nll", "-1") for name in ("fusepo_dpo", "fusepo_simpo", "fusepo_rloo", "wrpo")),
+    *((("wrpo_ipo", "tau", value)) for value in ("0", "-1")),
+    ("fusepo_rloo", "kl", "-0.1"),
+    *(("fusepo_rloo", "clip", value) for value in ("0", "-0.2")),
+    *(("fusesft", "size", value) for value in ("0", "-1")),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "key", "value"), OUT_OF_RANGE)
+def test_a_number_out_of_range_is_refused(name: str, key: str, value: str) -> None:
+    with pytest.raises(FuserlError, match=f"`-?{value.lstrip('-')}(.0)?` is no ") as error:
+        objective(name, f"objective.{key}={value}").loss(random_table(0), progress=0.5)
+    assert error.value.where == f"`objective.{key}`"
+    assert "number" in error.value.hint
+
+
+@pytest.mark.parametrize(
+    ("name", "setting"),
+    [("fusepo_dpo", "label_smoothing=0.49"), ("wrpo", "alpha=1"), ("wrpo", "alpha=0"), ("fusepo_rloo", "kl=0"),
+     ("fusepo_simpo", "gamma_beta_ratio=0"), ("fusepo_dpo", "nll=0"), ("fusesft", "size=1"), ("fusepo_rloo", "clip=1")],
+)  # fmt: skip
+def test_the_ends_of_ranges_are_taken(name: str, setting: str) -> None:
+    assert objective(name, f"objective.{setting}").loss(random_table(0), progress=0.5).sum.isfinite().all()
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_no_infinite_number_is_within_an_open_range(value: float) -> None:
+    with pytest.raises(FuserlError):
+        within("beta", value, "(0, inf)")
 
 
 def test_an_objective_takes_only_what_its_loss_takes() -> None:

@@ -70,13 +70,12 @@ def _why(objective: Objective, scores: GroupScores) -> tuple[str, str]:
     if bool(objective.select(scores).any()):
         return (
             "the weight rule gives every response the weight 0",
-            "score the responses (`fuserl score`), fill `responses[].weight` for `weights=given`, or use "
-            "`weights=uniform`",
+            "fill `responses[].reward`, or `responses[].weight` for `weights=given`, or use `weights=uniform`",
         )
     if not scored.any():
         return (
             "no response has a reward",
-            "score them first (`fuserl score`); without rewards `objective=fusesft weights=uniform` learns from all "
+            "score them first (`responses[].reward`); without rewards `objective=fusesft weights=uniform` learns from all "
             "responses, if `objective.size` lets all of them in",
         )
     if int(scores.valid.sum(dim=1).max()) < 2:

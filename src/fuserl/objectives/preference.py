@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fuserl.objectives.links import logistic
 from fuserl.objectives.pairing import Pairing, take, weigh
-from fuserl.objectives.terms import GroupScores, Number, Pairs, Totals, one_of
+from fuserl.objectives.terms import GroupScores, Number, Pairs, Totals, one_of, within
 from fuserl.objectives.weights import Rule
 
 
@@ -42,7 +42,7 @@ def fusepo_dpo(
         progress: not used.
 
     Raises:
-        FuserlError: `normalize`, `masked` or `count` is none of these.
+        FuserlError: `normalize`, `masked` or `count` is none of these, or a number is out of range.
     """
     pairs_PS = weigh(scores, pairs(scores), weights, masked=masked)
     log_ratio_PK = scores.policy_logps - scores.reference_logps
@@ -50,7 +50,7 @@ def fusepo_dpo(
     if one_of("normalize", normalize, "none", "length") == "length":
         chosen = a_token(chosen, scores, pairs_PS.chosen, pairs_PS.valid)
         rejected = a_token(rejected, scores, pairs_PS.rejected, pairs_PS.valid)
-    loss_PS = logistic(beta * (chosen - rejected), label_smoothing=label_smoothing)
+    loss_PS = logistic(within("beta", beta, "(0, inf)") * (chosen - rejected), label_smoothing=label_smoothing)
     return pair_totals(scores, pairs_PS, loss_PS, count=count, nll=nll)
 
 
@@ -77,20 +77,21 @@ def fusepo_simpo(
         pairs, weights, masked, count, nll, label_smoothing, progress: as in `fusepo_dpo`.
 
     Raises:
-        FuserlError: `masked` or `count` is no choice.
+        FuserlError: `masked` or `count` is no choice, or a number is out of range.
     """
     pairs_PS = weigh(scores, pairs(scores), weights, masked=masked)
     chosen, rejected = (
         a_token(take(scores.policy_logps, side, pairs_PS.valid), scores, side, pairs_PS.valid)
         for side in (pairs_PS.chosen, pairs_PS.rejected)
     )
-    loss_PS = logistic(beta * (chosen - rejected - gamma_beta_ratio), label_smoothing=label_smoothing)
+    above = chosen - rejected - within("gamma_beta_ratio", gamma_beta_ratio, "[0, inf)")
+    loss_PS = logistic(within("beta", beta, "(0, inf)") * above, label_smoothing=label_smoothing)
     return pair_totals(scores, pairs_PS, loss_PS, count=count, nll=nll)
 
 
 def pair_totals(scores: GroupScores, pairs: Pairs, loss_PS: Float[Tensor, "P S"], *, count: str, nll: Number) -> Totals:
     """Weigh the pairs' losses, add the NLL of the chosen sides, and sum over a prompt's pairs."""
-    if nll:
+    if within("nll", nll, "[0, inf)"):
         chosen = take(scores.policy_logps, pairs.chosen, pairs.valid)
         loss_PS = loss_PS - nll * a_token(chosen, scores, pairs.chosen, pairs.valid)
     sum_P = (pairs.weight * torch.where(pairs.valid, loss_PS, 0.0)).sum(dim=1)

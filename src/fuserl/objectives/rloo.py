@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fuserl.objectives.pairing import across_sources, best_and_worst_of_each_source, read_by_pairs, same_source, weigh
 from fuserl.objectives.preference import pair_totals
-from fuserl.objectives.terms import GroupScores, Number, Pairs, Totals, one_of
+from fuserl.objectives.terms import GroupScores, Number, Pairs, Totals, one_of, within
 from fuserl.objectives.weights import Rule
 
 
@@ -63,7 +63,7 @@ def fusepo_rloo(
         progress: not used.
 
     Raises:
-        FuserlError: `baseline`, `masked` or `count` is no choice.
+        FuserlError: `baseline`, `masked` or `count` is no choice, or a number is out of range.
     """
     pairs = weigh(scores, extremes(scores, baseline=baseline), weights, masked=masked)
     group_PKK = _groups(scores, baseline)
@@ -71,7 +71,7 @@ def fusepo_rloo(
     policy_PK = torch.where(scored, scores.policy_logps, 0.0)
     log_ratio_PK = torch.where(scored, scores.policy_logps - scores.reference_logps, 0.0)
     reward_PK = torch.where(scored, scores.rewards, 0.0).to(policy_PK.dtype)
-    advantage_PK = leave_one_out(reward_PK - kl * log_ratio_PK.detach(), group_PKK)
+    advantage_PK = leave_one_out(reward_PK - within("kl", kl, "[0, inf)") * log_ratio_PK.detach(), group_PKK)
     gain_PK = advantage_PK * policy_PK if clip is None else clipped_gain(log_ratio_PK, advantage_PK, clip=clip)
     of_slot_PSK = group_PKK[:, : pairs.valid.shape[1]]  # one slot a source, at its first column; or one a prompt
     loss_PS = -torch.where(of_slot_PSK, gain_PK[:, None, :], 0.0).sum(dim=2) / of_slot_PSK.sum(dim=2).clamp(min=1)
@@ -82,6 +82,7 @@ def clipped_gain(
     log_ratio: Float[Tensor, "*n"], advantage: Float[Tensor, "*n"], *, clip: Number
 ) -> Float[Tensor, "*n"]:
     """PPO's pessimistic surrogate, element by element (arXiv:1707.06347 Eq. 7). The ratio has no unit."""
+    within("clip", clip, "(0, inf)")
     ratio = log_ratio.clamp(max=80.0).exp()  # finite in 32 bits: no infinity may meet an advantage of zero
     return torch.minimum(ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage)
 

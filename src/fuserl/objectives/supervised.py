@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
+from fuserl.errors import FuserlError
 from fuserl.objectives.pairing import best_and_worst, first_of_source, mark, same_source
 from fuserl.objectives.terms import GroupScores, Number, Totals, one_of
 from fuserl.objectives.weights import Rule
@@ -21,13 +22,15 @@ def pooled(scores: GroupScores, *, pool: str, size: int) -> Bool[Tensor, "P K"]:
         size: responses in the pool of `top`, > 0; `per_source` has as many as a prompt has sources.
 
     Raises:
-        FuserlError: `pool` is neither.
+        FuserlError: `pool` is neither, or `size` no whole number from 1.
     """
     return top(scores, size=size) if one_of("pool", pool, "top", "per_source") == "top" else per_source(scores)
 
 
 def top(scores: GroupScores, *, size: int) -> Bool[Tensor, "P K"]:
     """The `size` best responses over all sources: 4 in FuseRL, 1 for SFT on the best."""
+    if not isinstance(size, int) or size < 1:  # a slice up to -1 would take all but the worst
+        raise FuserlError(f"`{size}` is no number of responses", where="`objective.size`", hint="a whole number from 1")
     eligible = scores.valid & (~scores.rewards.isnan() | (scores.valid.sum(dim=1, keepdim=True) <= size))
     # Two stable sorts: by reward, then the eligible in front, so that no reward has to stand for "absent".
     by_reward = torch.where(eligible, scores.rewards, 0.0).nan_to_num().argsort(dim=1, descending=True, stable=True)

@@ -118,6 +118,24 @@ class Objective:
         return cls(name, partial(loss, **hypers), select, pairs, uses_reference, starts_at_ln2, linear, tuple(reads))
 
 
+def within(key: str, value: Number, interval: str) -> Number:
+    """`value`, if it is a number in the interval, such as "(0, inf)" or "[0, 0.5)".
+
+    Raises:
+        FuserlError: it is not.
+
+    >>> within("beta", 0.1, "(0, inf)")
+    0.1
+    """
+    low, high = (float(end) for end in interval[1:-1].split(","))
+    inside = isinstance(value, float | int) and low <= value <= high
+    if not inside or (value == low and interval[0] == "(") or (value == high and interval[-1] == ")"):
+        raise FuserlError(
+            f"`{value}` is no value of `{key}`", where=f"`objective.{key}`", hint=f"give a number in {interval}"
+        )
+    return value
+
+
 def one_of(key: str, value: str, *allowed: str) -> str:
     """`value`, if it is allowed.
 

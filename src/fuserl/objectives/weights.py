@@ -102,7 +102,7 @@ def auto_tau(rewards: Float[Tensor, "N K"], valid: Bool[Tensor, "N K"]) -> float
         raise FuserlError(
             "no prompt has two different rewards, so there is nothing to set the temperature by",
             where="`weights.tau=auto`",
-            hint="score the responses first (`fuserl score`), give `weights.tau` a number, or use `weights=uniform`",
+            hint="score the responses (`responses[].reward`), give `weights.tau` a number, or use `weights=uniform`",
         )
     return _median(spread) or _median(spread[spread > 0])
 

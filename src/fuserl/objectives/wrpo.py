@@ -12,7 +12,7 @@ from torch import Tensor
 from fuserl.objectives.links import logistic, squared
 from fuserl.objectives.pairing import best_and_worst, mark, take, unweighted
 from fuserl.objectives.preference import a_token
-from fuserl.objectives.terms import GroupScores, Number, Pairs, Totals, one_of
+from fuserl.objectives.terms import GroupScores, Number, Pairs, Totals, one_of, within
 
 Side = Float[Tensor, "P 1"]
 
@@ -82,8 +82,9 @@ def wrpo_dpo(
         progress: share of optimiser steps done, [0, 1).
 
     Raises:
-        FuserlError: `schedule`, `form` or `count` is no choice.
+        FuserlError: `schedule`, `form` or `count` is no choice, or a number is out of range.
     """
+    within("beta", beta, "(0, inf)")
     log_ratio_PK = scores.policy_logps - scores.reference_logps
     return _wrpo(
         scores,
@@ -119,13 +120,15 @@ def wrpo_simpo(
         target, alpha, schedule, form, count, nll, label_smoothing, progress: as in `wrpo_dpo`.
 
     Raises:
-        FuserlError: `schedule`, `form` or `count` is no choice.
+        FuserlError: `schedule`, `form` or `count` is no choice, or a number is out of range.
     """
+    within("beta", beta, "(0, inf)")
+    gamma = beta * within("gamma_beta_ratio", gamma_beta_ratio, "[0, inf)")
     return _wrpo(
         scores,
         triple(scores, target=target),
         lambda side, valid: beta * a_token(take(scores.policy_logps, side, valid), scores, side, valid),
-        lambda margin: logistic(margin - gamma_beta_ratio * beta, label_smoothing=label_smoothing),
+        lambda margin: logistic(margin - gamma, label_smoothing=label_smoothing),
         alpha=scheduled(alpha, schedule, progress),
         form=form,
         count=count,
@@ -152,7 +155,7 @@ def wrpo_ipo(
         target, alpha, schedule, form, count, nll, progress: as in `wrpo_dpo`.
 
     Raises:
-        FuserlError: `schedule`, `form` or `count` is no choice.
+        FuserlError: `schedule`, `form` or `count` is no choice, or a number is out of range.
     """
     log_ratio_PK = scores.policy_logps - scores.reference_logps
     return _wrpo(
@@ -173,6 +176,7 @@ def scheduled(alpha: Number, schedule: str, progress: Number) -> float:
     >>> scheduled(0.1, "linear", 0.5), scheduled(0.1, "constant", 0.5)
     (0.05, 0.1)
     """
+    within("alpha", alpha, "[0, 1]")
     return float(alpha * progress if one_of("schedule", schedule, "linear", "constant") == "linear" else alpha)
 
 
@@ -194,7 +198,7 @@ def _wrpo(
         loss = link(alpha * of_source + (1 - alpha) * of_target - worst)
     else:
         loss = alpha * link(of_source - worst) + (1 - alpha) * link(of_target - worst)
-    if nll:
+    if within("nll", nll, "[0, inf)"):
         source_a_token, target_a_token = (
             a_token(take(scores.policy_logps, side, valid), scores, side, valid) for side in columns[:2]
         )
