@@ -84,7 +84,8 @@ def test_after_pruning_it_is_computed_again(tmp_path):
     assert again.misses == 12
 
 
-def test_doctor_tells_and_prunes(tmp_path, capsys):
+def test_doctor_tells_and_prunes(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
     filled_cache(tmp_path / "reference", "old", days=31)
     filled_cache(tmp_path / "reference", "new")
     for number, days in enumerate((31, 31, 0)):
