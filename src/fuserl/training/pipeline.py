@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig
 
@@ -22,20 +23,49 @@ def pipeline(cfg: DictConfig) -> Path:
     Raises:
         FuserlError: the recipe has no stages, or a stage cannot work; found before the first stage starts.
     """
-    stages = list(cfg.recipe.stages or [])
-    if not stages:
-        raise FuserlError("the recipe has no stages", where="`recipe.stages`", hint="see conf/recipe/ for examples")
-    output = Path(cfg.output or Path("runs") / digest("pipeline", plain(cfg)))
-    folders = [output / f"{number:02d}_{stage.name}" for number, stage in enumerate(stages, 1)]
+    settings = plain(cfg)
+    stages = _checked(settings["recipe"].get("stages"))
+    output = Path(cfg.output or Path("runs") / digest("pipeline", settings))
+    folders = [output / f"{number:02d}_{name}" for number, (name, _) in enumerate(stages, 1)]
+    shared = _texts(settings["overrides"], "overrides")
     composed = [
-        compose("train", [*stage.overrides, *cfg.overrides, f"output='{folder}'", f"seed={cfg.seed}"])
-        for stage, folder in zip(stages, folders, strict=True)
+        compose("train", [*overrides, *shared, f"output='{folder}'", f"seed={cfg.seed}"])
+        for (_, overrides), folder in zip(stages, folders, strict=True)
     ]
     before: Path | None = None
-    for stage, job, folder in zip(stages, composed, folders, strict=True):
+    for (name, _), job, folder in zip(stages, composed, folders, strict=True):
         if before is not None:
             job.target.path = str(before / "model")
-        say(f"stage {stage.name}")
+        say(f"stage {name}")
         train(job)
         before = folder
     return folders[-1]
+
+
+def _checked(stages: Any) -> list[tuple[str, list[str]]]:
+    """(name, overrides) of every stage."""
+    hint = "see conf/recipe/ for examples"
+    if not isinstance(stages, list) or not stages:
+        raise FuserlError("the recipe has no stages", where="`recipe.stages`", hint=hint)
+    for number, stage in enumerate(stages):
+        name = stage.get("name") if isinstance(stage, dict) else None
+        if not isinstance(name, str) or not name or "/" in name:
+            raise FuserlError(
+                "a stage needs a name that can name a folder", where=f"`recipe.stages[{number}].name`", hint=hint
+            )
+    return [
+        (stage["name"], _texts(stage.get("overrides"), f"recipe.stages[{number}].overrides"))
+        for number, stage in enumerate(stages)
+    ]
+
+
+def _texts(value: Any, key: str) -> list[str]:
+    if value is None:
+        return []
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        raise FuserlError(
+            "overrides are a list of texts",
+            where=f"`{key}`",
+            hint="""such as `'overrides=["max_steps=10","seed=1"]'`""",
+        )
+    return value

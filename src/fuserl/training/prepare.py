@@ -16,7 +16,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from fuserl.errors import FuserlError
-from fuserl.objectives.diagnose import require_applicable
+from fuserl.objectives.diagnose import cautions, require_applicable
 from fuserl.objectives.pairing import across_sources, best_and_worst_of_each_source
 from fuserl.objectives.terms import GroupScores, Objective, Pairs
 from fuserl.objectives.weights import auto_tau
@@ -29,7 +29,7 @@ from fuserl.tokens.store import TokenStore
 from fuserl.tokens.templates import Template
 from fuserl.tokens.tokenize import encode_dataset
 from fuserl.training.datamodule import Split
-from fuserl.training.metrics import Slices, best_response
+from fuserl.training.metrics import Slices, best_response, chosen_not_good
 
 
 @dataclass
@@ -43,6 +43,8 @@ class Prepared:
     validation_groups: list[PromptGroup]  # for the probe
     tau: float | None
     influence: np.ndarray  # [N, K] share of each response in its prompt's pull upwards; rows sum to 1 or 0
+    chosen_not_good: float | None = None  # share of the training pairs that prefer an answer that is not good
+    cautions: tuple[str, ...] = ()  # said before the first step
     left_out: dict[str, list[str]] = field(default_factory=dict)  # why -> prompt ids, nothing dropped silently
 
 
@@ -168,8 +170,21 @@ def prepare(cfg: DictConfig, template: Template, cache: Path, *, ranks: int) -> 
         validation_groups=validation_groups,
         tau=tau,
         influence=influence(objective, scores)[rows],
+        chosen_not_good=_chosen_not_good(objective, scores, store, rows, cfg.data.good_reward),
+        cautions=cautions(objective),
         left_out=left_out,
     )
+
+
+def _chosen_not_good(
+    objective: Objective, scores: GroupScores, store: TokenStore, rows: np.ndarray, good_reward: float | None
+) -> float | None:
+    """Of the objective's pairs in the training prompts."""
+    if objective.pairs is None:
+        return None
+    trained = GroupScores(*(column[rows] for column in scores))
+    verdict = torch.from_numpy(np.array(store.verdict, dtype=np.int64))[rows]
+    return chosen_not_good(objective.pairs(trained), verdict, trained.rewards, good_reward=good_reward)
 
 
 def _validation(

@@ -185,6 +185,8 @@ def _headline(setup: Setup, folder: RunFolder, start: int) -> str:
     ]
     if prepared.tau is not None:
         lines.append(f"tau = {prepared.tau:.4g} reward units")
+    if prepared.chosen_not_good is not None:
+        lines.append(f"{prepared.chosen_not_good:.1%} of the judged pairs prefer an answer that is not good")
     lines += [f"left out: {len(ids)} x {why}" for why, ids in prepared.left_out.items()]
     if start:
         lines.append(f"continuing after step {start}")

@@ -91,6 +91,8 @@ class Setup:
         self.prepared: Prepared
         self.template: Template
         self.tokenizer, self.template, self.prepared = data_of(cfg)
+        for caution in self.prepared.cautions:
+            say(caution)
         self.data_seconds = round(time.perf_counter() - started, 3)
         self.device = device_of(cfg.trainer.accelerator)
         if self.device.type == "cuda":

@@ -24,6 +24,8 @@ from fuserl.training.prepare import Prepared
 
 PACKAGES = ("fuserl", "torch", "lightning", "transformers", "tokenizers", "datasets", "peft", "hydra-core")
 
+HIGHER_IS_BETTER = ("val/accuracy", "val/margin", "val/chosen_logps", "val/chosen_logps_per_token")
+
 
 def say(text: str) -> None:
     """One line for the person at the terminal, once over all ranks."""
@@ -116,6 +118,7 @@ def summarise(
         "tau": prepared.tau,
         "weight_by_source": source_weights(prepared),
         "weight_entropy": weight_entropy(prepared),
+        "pairs_chosen_not_good": prepared.chosen_not_good,
         "tokens_computed": tokens,
         "tokens_naive": tokens_naive(prepared),
         "tokens_per_second": tokens / max(measured["train_seconds"], 1e-9),
@@ -146,7 +149,7 @@ def validation_summary(rows: dict[int, dict[str, Any]]) -> dict[str, Any]:
                 series.setdefault(name, []).append((step, float(value)))
     summary = {}
     for name, points in series.items():
-        better = max if name in ("val/accuracy", "val/margin") else min
+        better = max if name in HIGHER_IS_BETTER else min
         step, value = better(points, key=lambda point: point[1])
         summary[name] = {"first": points[0][1], "last": points[-1][1], "best": value, "best_step": step}
     return summary
