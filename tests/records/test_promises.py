@@ -287,3 +287,27 @@ def test_a_stored_set_that_fails_leaves_nothing(tmp_path):
     with pytest.raises(FuserlError, match="a bad row"):
         write_groups(broken(), tmp_path / "set", rows_per_file=1)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_name_on_the_hub_is_asked_for_its_split(monkeypatch):
+    import datasets
+
+    asked = []
+
+    def load(name, split):
+        asked.append((name, split))
+        return datasets.Dataset.from_list([{"prompt": "hi", "responses": ANSWERS}])
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    assert len(list(read_groups("somebody/some-set", split="train_prefs"))) == 1
+    assert len(list(read_groups("somebody/some-set"))) == 1
+    assert asked == [("somebody/some-set", "train_prefs"), ("somebody/some-set", "train")]
+
+
+def test_a_set_without_splits_does_not_ask_for_one(tmp_path):
+    write_groups(endless(2, []), tmp_path / "set")
+    assert len(list(read_groups(tmp_path / "set", split="train"))) == 2
+    path = lines(tmp_path / "d.jsonl", {"prompt": "hi", "responses": ANSWERS})
+    assert len(list(read_groups(path, split="train"))) == 1
+    with pytest.raises(FuserlError, match="holds no data set"):
+        list(read_groups(tmp_path / "set" / "..", split="train"))

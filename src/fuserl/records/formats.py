@@ -70,7 +70,7 @@ def read_groups(
     """Groups of a folder, a file (plain or gzipped), or a `datasets` name, in their order.
 
     Args:
-        split: of a folder that has several.
+        split: of a folder or hub name that has several; sets without splits do not ask. On the hub null is `train`.
         form: `auto`, or one of FORMS.
         on_bad_row: `error`, or `skip`: leave out what is bad and list it in the report.
         report: filled while reading.
@@ -145,13 +145,13 @@ def _rows(path: str | Path, split: str | None, form: str) -> Iterator[tuple[str,
     elif (folder / "dataset_info.json").exists() or (folder / "dataset_dict.json").exists():
         yield from _datasets_rows(str(folder), split, is_path=True)
     else:
-        inside = split_path(folder, split) if split else None
+        inside, splits = split_path(folder, split) if split else None, splits_of(folder)
         if inside is None:
             raise FuserlError(
-                f"the folder holds no split `{split}`" if split else "the folder holds no data set",
+                f"the folder holds no split `{split}`" if splits else "the folder holds no data set",
                 where=str(folder),
-                hint=f"it has {', '.join(splits_of(folder))}"
-                if splits_of(folder)
+                hint=f"it has {', '.join(splits)}"
+                if splits
                 else "expected manifest.json with groups-*.parquet, train.jsonl[.gz], or a saved `datasets` folder",
             )
         yield from _rows(inside, None, form)
