@@ -2,7 +2,6 @@
 PYTHON ?= python3
 BIN := .venv/bin
 export OMP_WAIT_POLICY ?= PASSIVE
-export TOKENIZERS_PARALLELISM ?= false
 
 .PHONY: help setup demo test check bench notebooks clean
 

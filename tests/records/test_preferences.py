@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from fuserl.errors import FuserlError
 from fuserl.records.formats import read_groups
 from fuserl.records.schema import Message, PromptGroup, Response
-from fuserl.records.selection import keep_sources, sources_of
+from fuserl.records.selection import keep_sources, require_sources, sources_of
 from fuserl.records.splits import by_hash
 from fuserl.records.trl import pairs_of, write_preferences
 
@@ -99,8 +99,11 @@ def test_laws_of_pairs(answers):
 def test_sources_that_do_not_exist_are_named_beside_those_that_do():
     groups = [group_of(("b", "x", 1), ("a", "y", 2)), group_of(("c", "z", 1), name="q")]
     with pytest.raises(FuserlError, match="no source `B`, `nobody`") as caught:
-        list(keep_sources(groups, ["a", "nobody", "B"]))
+        require_sources(groups, ["a", "nobody", "B"])
     assert caught.value.hint == "its sources are a, b, c"
+    stream = iter(groups)
+    require_sources(stream, ["b"])
+    assert next(stream) is groups[1]  # it reads no further than it must
     kept = list(keep_sources(iter(groups), ["b"]))
     assert [(g.id, sources_of([g])) for g in kept] == [("p", ("b",))]
 

@@ -32,6 +32,10 @@ TEMPLATES: dict[str, tuple[tuple[str, ...], str | None, str]] = {
     "microsoft-Phi-3.5-mini-instruct": (("<|system|>", "<|user|>", "<|assistant|>", "<|end|>", "<|endoftext|>"), None, "<|endoftext|>"),
     "mistralai-Mistral-Nemo-Instruct-2407": (("<s>", "</s>", "[INST]", "[/INST]"), "<s>", "</s>"),
 }  # fmt: skip
+# two templates for each tokenizer, every template with two or three tokenizers
+PAIRS = [
+    (name, list(TEMPLATES)[(2 * number + k) % len(TEMPLATES)]) for number, name in enumerate(TOKENIZERS) for k in (0, 1)
+]
 END_OF_TURN = {
     "Qwen-Qwen2.5-7B-Instruct": "<|im_end|>",
     "deepseek-ai-DeepSeek-R1-Distill-Llama-8B": "<｜end▁of▁sentence｜>",
@@ -103,7 +107,12 @@ def template(tokenizer_name: str, template_name: str) -> Template:
     """A pair. The tokenizer is shared between pairs, so use one pair at a time."""
     tokenizer = with_every_special(tokenizer_name)
     _, tokenizer.bos_token, tokenizer.eos_token = TEMPLATES[template_name]
-    return load_template(tokenizer, chat_template=template_text(template_name))
+    return _template(tokenizer_name, template_name)
+
+
+@lru_cache
+def _template(tokenizer_name: str, template_name: str) -> Template:
+    return load_template(with_every_special(tokenizer_name), chat_template=template_text(template_name))
 
 
 def template_text(name: str) -> str:

@@ -123,7 +123,7 @@ def test_costs_are_what_collate_lays_down(tmp_path):
             costs = GroupCosts.of(store, used, np.array([2, 0, 3]), truncate)
             lengths = [len(collate(store, [row], used, truncate=truncate).input_ids) for row in (2, 0, 3)]
             assert costs.tokens.tolist() == lengths
-            assert costs.ids == ["p2", "p0", "p3"]
+            assert list(costs.ids) == ["p2", "p0", "p3"]
 
 
 def test_a_copy_stands_in_when_the_first_of_its_kind_is_not_used(tmp_path):
@@ -174,17 +174,23 @@ def test_what_fits(tmp_path):
         )
     store = writer.close()
     everything, first_only = np.ones((3, 2), dtype=bool), np.array([[True, False]] * 3)
-    assert fitting(store, everything, max_length=7, on_too_long="drop").keep == [0]
+    assert fitting(store, everything, max_length=7, on_too_long="drop").keep.tolist() == [0]
     assert fitting(store, everything, max_length=7, on_too_long="drop").dropped == [
         ("p1", "longer than 7 tokens"),
         ("p2", "longer than 7 tokens"),
     ]
-    assert fitting(store, first_only, max_length=7, on_too_long="drop").keep == [0, 1], "only used responses count"
-    assert fitting(store, everything, max_length=7, on_too_long="truncate_response").keep == [0, 1]
-    assert fitting(store, everything, max_length=100, on_too_long="error").keep == [0, 1, 2]
+    assert fitting(store, first_only, max_length=7, on_too_long="drop").keep.tolist() == [0, 1], (
+        "only used responses count"
+    )
+    assert fitting(store, everything, max_length=7, on_too_long="truncate_response").keep.tolist() == [0, 1]
+    assert fitting(store, everything, max_length=100, on_too_long="error").keep.tolist() == [0, 1, 2]
     with pytest.raises(FuserlError, match="2 groups are longer than 7 tokens, the first has 13") as caught:
         fitting(store, everything, max_length=7, on_too_long="error")
     assert "p1" in caught.value.where
+    writer = TokenWriter(tmp_path / "y", ["s"])
+    writer.add(real.group("q", "a", "b"), np.arange(5), [np.arange(5), np.arange(7)], [0, 4])
+    unused = fitting(writer.close(), np.array([[True, False]]), max_length=6, on_too_long="truncate_response")
+    assert unused.keep.tolist() == [0], "what an unused response does not train does not count"
     with pytest.raises(FuserlError, match="no way to treat"):
         fitting(store, everything, max_length=7, on_too_long="cut")
 

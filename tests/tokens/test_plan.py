@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import timeit
+
 import kit
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ from hypothesis import strategies as st
 
 from fuserl.errors import FuserlError
 from fuserl.tokens.collate import collate
-from fuserl.tokens.plan import GroupCosts, make_plan
+from fuserl.tokens.plan import GroupCosts, chosen_at, first_fit, make_plan
 
 
 def costs(tokens: list[int]) -> GroupCosts:
@@ -70,6 +72,56 @@ def test_a_hundred_thousand_prompts_are_planned_at_once():
     tokens = np.random.default_rng(0).integers(100, 2000, 100_000).tolist()
     plan = make_plan(costs(tokens), batch_size=128, max_tokens=16384, ranks=8, seed=0, epochs=1)
     assert plan.steps == 782
+
+
+def naive_first_fit(tokens: np.ndarray, max_tokens: int) -> list[list[int]]:
+    """By definition: largest first, each into the first bin with room."""
+    bins: list[list[int]] = []
+    for index in np.argsort(-tokens, kind="stable").tolist():
+        fits = (members for members in bins if tokens[members].sum() + tokens[index] <= max_tokens)
+        members = next(fits, None)
+        if members is None:
+            bins.append(members := [])
+        members.append(index)
+    return bins
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.integers(0, 50), max_size=60))
+def test_first_fit_is_what_its_name_says(sizes):
+    tokens = np.array(sizes, dtype=np.int64)
+    assert first_fit(tokens, 50) == naive_first_fit(tokens, 50)
+
+
+def seconds_to_fill(num_groups: int) -> float:
+    tokens = np.random.default_rng(0).integers(1500, 6000, num_groups)
+    return min(timeit.repeat(lambda: first_fit(tokens, 16384), number=1, repeat=3))
+
+
+def test_many_bins_are_filled_in_near_linear_time():
+    assert seconds_to_fill(40_000) < 9 * seconds_to_fill(10_000), "the naive way takes 16 times as long"
+
+
+@settings(max_examples=100, deadline=None)
+@given(SIZES, st.integers(1, 12), st.integers(1, 3), st.integers(0, 3), st.booleans(), st.integers(1, 30))
+def test_packs_a_step_are_those_of_the_fullest_step(tokens, batch_size, ranks, seed, shuffle, max_steps):
+    plan = make_plan(
+        costs(tokens), batch_size=batch_size, max_tokens=100, ranks=ranks, seed=seed, epochs=1, max_steps=max_steps,
+        shuffle=shuffle,
+    )  # fmt: skip
+    each = [len(naive_first_fit(plan.costs.tokens[chosen_at(plan, number)], 100)) for number in range(plan.steps)]
+    assert plan.packs_per_step == -(-max(each) // ranks)
+
+
+def test_a_plan_of_nothing_says_so():
+    with pytest.raises(FuserlError, match="no prompt to plan for"):
+        make_plan(costs([]), batch_size=1, max_tokens=9, ranks=1, seed=0, epochs=1)
+
+
+@pytest.mark.parametrize("steps", [0, -1])
+def test_no_steps_are_refused(steps):
+    with pytest.raises(FuserlError, match="`max_steps` must be at least 1"):
+        make_plan(costs([1, 1]), batch_size=1, max_tokens=9, ranks=1, seed=0, epochs=1, max_steps=steps)
 
 
 def test_a_pack_spells_every_prompt_with_every_response(tmp_path):

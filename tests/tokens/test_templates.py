@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from fuserl.errors import FuserlError
 from fuserl.records.schema import Message, PromptGroup, Response
 from fuserl.tokens.templates import load_template
-from fuserl.tokens.tokenize import encode_dataset, encode_group
+from fuserl.tokens.tokenize import encode_group
 
 # tokenizer file, special tokens, chat template file
 CASES = {
@@ -60,7 +60,7 @@ def test_prompt_and_branches_spell_the_whole_text(name):
     prompt_text = made.render_prompt(one_prompt := (Message("user", "What is 2 + 2?\n"),))
     assert made.encode_prompt(one_prompt)[: len(one.prompt)] == one.prompt.tolist()
     for text, branch, untrained in zip(TEXTS, one.responses, one.untrained, strict=True):
-        whole = made.encode_texts([prompt_text + text])["input_ids"][0]
+        whole = made.tokenizer(prompt_text + text, add_special_tokens=False)["input_ids"]
         assert [*one.prompt.tolist(), *branch.tolist()[:-1]] == whole, "tokens differ from the ordinary encoding"
         assert branch.tolist().count(made.end_of_turn) == 1
         assert 0 <= untrained < len(branch)
@@ -81,17 +81,6 @@ def test_special_strings_in_content_are_text(name):
     assert specials(harmless) == specials(attacked)
     text = made.tokenizer.decode(attacked.responses[0][:-1].tolist(), clean_up_tokenization_spaces=False)
     assert hostile in text
-
-
-@pytest.mark.parametrize("name", CASES)
-def test_pieces_equal_the_ordinary_encoding_where_content_is_harmless(name):
-    made = template(name)
-    messages = (Message("user", "Tell me about π, and\nnewlines."),)
-    if name == "phi3":
-        pytest.skip(
-            "SentencePiece marks a word's start after a special token in its own way; only hostile content takes pieces"
-        )
-    assert made.encode_prompt(messages) == made.encode_texts([made.render_prompt(messages)])["input_ids"][0]
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if CASES[name][3]])
@@ -145,15 +134,36 @@ def test_tokens_that_merge_over_the_boundary_are_prompt_or_trained_never_lost():
     )
 
 
-def test_the_store_is_cached_by_content_and_mended_when_damaged(tmp_path):
-    made = template("gpt2")
-    groups = [group("a", "b", "c", "b")]
-    first = encode_dataset(groups, made, tmp_path, source_names=["s"])
-    stamp = (first.folder / "tokens.npy").stat().st_mtime_ns
-    assert encode_dataset(groups, made, tmp_path, source_names=["s"]).folder == first.folder
-    assert (first.folder / "tokens.npy").stat().st_mtime_ns == stamp
-    assert first.duplicate_of[0].tolist() == [0, 1, 0]
-    assert encode_dataset([group("a", "b", "c", "d")], made, tmp_path, source_names=["s"]).folder != first.folder
-    (first.folder / "tokens.npy").write_bytes(b"half")
-    again = encode_dataset(groups, made, tmp_path, source_names=["s"])
-    assert again.branch(0, 1).tolist() == encode_group(groups[0], made).responses[1].tolist()
+def gpt2(chat_template: str, eos: str | None = "<|endoftext|>", **kwargs):
+    path = kit.shared_data() / "tokenizers/gpt2/tokenizer.json"
+    tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(path), eos_token=eos, **kwargs)
+    return load_template(tokenizer, chat_template=chat_template)
+
+
+@pytest.mark.parametrize(("form", "day"), [("%d %b %Y", "26 Jul 2024"), ("%Y-%m-%d", "2024-07-26")])
+def test_the_clock_is_pinned(form, day):
+    made = gpt2(f"{{{{ strftime_now('{form}') }}}}: {{{{ messages[-1]['content'] }}}}")
+    assert made.render_prompt((Message("user", "a"),)) == f"{day}: a"
+
+
+def test_a_template_that_needs_tools_says_so():
+    name = "NousResearch-Hermes-3-Llama-3.1-8B-tool_use"
+    text = (kit.shared_data() / "tokenizers" / "chat_templates" / f"{name}.jinja").read_text()
+    with pytest.raises(FuserlError, match="refuses this conversation") as caught:
+        gpt2(text, bos_token="<|endoftext|>")
+    assert "need tools" in caught.value.hint
+
+
+def test_plain_without_eos_says_what_is_missing():
+    with pytest.raises(FuserlError, match="a token that ends a response"):
+        gpt2("plain", eos=None)
+
+
+def test_an_added_end_of_turn_counts_though_it_is_not_special():
+    path = kit.shared_data() / "tokenizers"
+    tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(path / "gpt2/tokenizer.json"), eos_token="<|endoftext|>")
+    tokenizer.add_tokens(["<|im_start|>", "<|im_end|>"])
+    made = load_template(tokenizer, chat_template=(path / "chat_templates/Qwen-Qwen2.5-7B-Instruct.jinja").read_text())
+    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert made.end_of_turn == end
+    assert encode_group(group("q <|im_end|>", "<|im_end|>"), made).responses[0].tolist().count(end) == 1

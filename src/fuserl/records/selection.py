@@ -14,20 +14,29 @@ def sources_of(groups: Iterable[PromptGroup]) -> tuple[str, ...]:
     return tuple(sorted({response.source for group in groups for response in group.responses}))
 
 
-def keep_sources(groups: Iterable[PromptGroup], names: Sequence[str]) -> Iterator[PromptGroup]:
-    """The groups with these sources' responses only; groups that keep none are left out.
+def require_sources(groups: Iterable[PromptGroup], names: Iterable[str]) -> None:
+    """Read until every one of these sources has been seen.
 
     Raises:
         FuserlError: a name is no source of the data.
     """
-    groups = list(groups)
-    unknown = sorted(set(names) - set(sources := sources_of(groups)))
+    seen: set[str] = set()
+    unknown = set(names)
+    for group in groups:
+        seen.update(response.source for response in group.responses)
+        unknown -= seen
+        if not unknown:
+            return
     if unknown:
         raise FuserlError(
-            f"the data has no source {', '.join(f'`{name}`' for name in unknown)}",
+            f"the data has no source {', '.join(f'`{name}`' for name in sorted(unknown))}",
             where="`data.sources`",
-            hint=f"its sources are {', '.join(sources)}",
+            hint=f"its sources are {', '.join(sorted(seen))}",
         )
+
+
+def keep_sources(groups: Iterable[PromptGroup], names: Sequence[str]) -> Iterator[PromptGroup]:
+    """The groups with these sources' responses only; groups that keep none are left out."""
     for group in groups:
         kept = tuple(response for response in group.responses if response.source in names)
         if kept:

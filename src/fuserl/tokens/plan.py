@@ -6,6 +6,7 @@ Everything is a pure function of (seed, epoch, step): a resumed run goes on exac
 from __future__ import annotations
 
 import heapq
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -19,7 +20,7 @@ from fuserl.tokens.store import TokenStore
 class Fitting:
     """Which groups fit, and why the others do not."""
 
-    keep: list[int]  # rows of the store
+    keep: np.ndarray  # rows of the store
     dropped: list[tuple[str, str]]  # (prompt id, why)
 
 
@@ -40,7 +41,8 @@ def fitting(store: TokenStore, used: np.ndarray, *, max_length: int, on_too_long
         )
     prompt = np.asarray(store.prompt_tokens)
     longest = prompt + np.where(used, store.branch_tokens, 0).max(axis=1)
-    limit = prompt + 1 + np.asarray(store.untrained).max(axis=1) if on_too_long == "truncate_response" else longest
+    least = prompt + 1 + np.where(used, store.untrained, 0).max(axis=1)  # with one trained token of each response
+    limit = least if on_too_long == "truncate_response" else longest
     too_long = limit > max_length
     if on_too_long == "error" and too_long.any():
         row = int(np.argmax(too_long))
@@ -50,7 +52,7 @@ def fitting(store: TokenStore, used: np.ndarray, *, max_length: int, on_too_long
             hint="raise `data.max_length`, or use `data.on_too_long=drop`",
         )
     why = f"longer than {max_length} tokens"
-    return Fitting(np.flatnonzero(~too_long).tolist(), [(store.ids[row], why) for row in np.flatnonzero(too_long)])
+    return Fitting(np.flatnonzero(~too_long), [(store.ids[row], why) for row in np.flatnonzero(too_long)])
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ class GroupCosts:
 
     rows: np.ndarray
     tokens: np.ndarray
-    ids: list[str]
+    ids: Sequence[str]
 
     @classmethod
     def of(cls, store: TokenStore, used: np.ndarray, rows: np.ndarray, truncate: int | None = None) -> GroupCosts:
@@ -69,7 +71,7 @@ class GroupCosts:
         if truncate is not None:
             branches = np.minimum(branches, (truncate - prompt)[:, None])
         tokens = prompt + np.where(first_of_kind(store, used, rows), branches, 0).sum(axis=1)
-        return cls(rows, tokens, [store.ids[row] for row in rows])
+        return cls(rows, tokens, store.ids.take(rows))
 
 
 def first_of_kind(store: TokenStore, used: np.ndarray, rows: np.ndarray) -> np.ndarray:
@@ -165,16 +167,20 @@ def make_plan(
         max_steps: wins over `epochs`.
 
     Raises:
-        FuserlError: a number is not positive, or one group alone is larger than a pack.
+        FuserlError: a number is not positive, there is no group, or one alone is larger than a pack.
     """
     for name, value in (
         ("batch_size", batch_size),
         ("max_epochs", epochs),
-        ("max_steps", max_steps or 1),
+        ("max_steps", 1 if max_steps is None else max_steps),
         ("trainer.devices", ranks),
     ):
         if value < 1:
             raise FuserlError(f"`{name}` must be at least 1, not {value}", where=f"`{name}`")
+    if not len(costs.rows):
+        raise FuserlError(
+            "there is no prompt to plan for", where="the plan", hint="look at what was left out of the data"
+        )
     largest = int(costs.tokens.argmax())
     if costs.tokens[largest] > max_tokens:
         raise FuserlError(
@@ -183,29 +189,56 @@ def make_plan(
             hint="raise `trainer.max_tokens`, or lower `data.max_length`",
         )
     steps = max_steps or epochs * -(-len(costs.rows) // batch_size)
-    draft = Plan(costs, batch_size, max_tokens, ranks, seed, steps, shuffle, packs_per_step=1)
-    needed = max(_bins_needed(costs.tokens[chosen_at(draft, number)], max_tokens) for number in range(steps))
+    needed = _bins_needed(costs.tokens, batch_size, max_tokens, seed, steps, shuffle)
     return Plan(costs, batch_size, max_tokens, ranks, seed, steps, shuffle, packs_per_step=-(-needed // ranks))
 
 
-def _bins_needed(tokens: np.ndarray, max_tokens: int) -> int:
-    return 1 if tokens.sum() <= max_tokens else len(first_fit(tokens, max_tokens))
+def _bins_needed(tokens: np.ndarray, batch_size: int, max_tokens: int, seed: int, steps: int, shuffle: bool) -> int:
+    """Packs that the fullest of all steps needs."""
+    an_epoch, needed = -(-len(tokens) // batch_size), 1
+    for epoch in range(-(-steps // an_epoch)):
+        starts = np.arange(min(an_epoch, steps - epoch * an_epoch)) * batch_size
+        costs = tokens[epoch_order(len(tokens), seed, epoch, shuffle)][: starts[-1] + batch_size]
+        total, largest = np.add.reduceat(costs, starts), np.maximum.reduceat(costs, starts)
+        # every bin but the last is filled so far that the largest group does not fit: this bounds their number
+        most = np.where(total <= max_tokens, 1, 1 + (total - 1) // (max_tokens - largest + 1))
+        for step in np.argsort(-most, kind="stable"):
+            if most[step] <= needed:
+                break
+            needed = max(needed, len(first_fit(costs[starts[step] : starts[step] + batch_size], max_tokens)))
+    return needed
 
 
 def first_fit(tokens: np.ndarray, max_tokens: int) -> list[list[int]]:
-    """First-fit decreasing: few bins, each at most `max_tokens`."""
+    """First-fit decreasing: few bins, each at most `max_tokens`. O(n log n)."""
     bins: list[list[int]] = []
-    room: list[int] = []
-    for index in np.argsort(-tokens, kind="stable"):
-        cost = int(tokens[index])
-        at = next((number for number, free in enumerate(room) if free >= cost), None)
-        if at is None:
+    room = _Room(len(tokens), max_tokens)
+    for index in np.argsort(-tokens, kind="stable").tolist():
+        at = room.take(int(tokens[index]))
+        if at == len(bins):
             bins.append([])
-            room.append(max_tokens)
-            at = len(bins) - 1
-        bins[at].append(int(index))
-        room[at] -= cost
+        bins[at].append(index)
     return bins
+
+
+class _Room:
+    """A tournament over bins: every node knows the most room that a bin below it has."""
+
+    def __init__(self, num_bins: int, size: int) -> None:
+        self.leaves = 1 << max(0, num_bins - 1).bit_length()
+        self.most = [size] * (2 * self.leaves)
+
+    def take(self, cost: int) -> int:
+        """The first bin with room for `cost`, which it loses."""
+        node, most = 1, self.most
+        while node < self.leaves:
+            node = 2 * node + (most[2 * node] < cost)
+        at = node - self.leaves
+        most[node] -= cost
+        while node > 1:
+            node //= 2
+            most[node] = max(most[2 * node], most[2 * node + 1])
+        return at
 
 
 def next_fit(tokens: np.ndarray, max_tokens: int) -> list[np.ndarray]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+import fcntl
 import hashlib
 import json
 import os
 import shutil
 import tempfile
+from array import array
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -14,21 +17,21 @@ from typing import Any
 
 import numpy as np
 
+from fuserl.errors import FuserlError
 from fuserl.records.schema import PromptGroup
+from fuserl.tokens.columns import Codes, GrowingArray, Strings
 
 VERDICT = {None: -1, "wrong": 0, "right": 1, "unknown": 2}
 BLOCKS, BLOCK = 64, 4096  # of every array that are looked at when a store is opened
-COLUMNS = {  # [N, K] columns and what stands where there is no response
-    "rewards": (np.float64, np.nan),
-    "given": (np.float64, np.nan),
-    "source": (np.int32, -1),
-    "valid": (np.bool_, False),
-    "verdict": (np.int8, -1),
-    "num_tokens": (np.int32, 0),  # trained tokens, end-of-turn counted
-    "branch_tokens": (np.int32, 0),  # with the untrained ones
-    "untrained": (np.int32, 0),
-    "duplicate_of": (np.int32, -1),  # column of the group's first identical response
-    "start": (np.int64, 0),  # where the branch begins in `tokens`
+COLUMNS = {  # [N, K] columns: type while they grow, on disk, and what stands where there is no response
+    "rewards": ("d", np.float64, np.nan),
+    "given": ("d", np.float64, np.nan),
+    "verdict": ("b", np.int8, -1),
+    "num_tokens": ("i", np.int32, 0),  # trained tokens, end-of-turn counted
+    "branch_tokens": ("i", np.int32, 0),  # with the untrained ones
+    "untrained": ("i", np.int32, 0),
+    "duplicate_of": ("i", np.int32, -1),  # column of the group's first identical response
+    "start": ("q", np.int64, 0),  # where the branch begins in `tokens`
 }
 
 
@@ -44,9 +47,11 @@ class TokenStore:
     def __init__(self, folder: Path) -> None:
         meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
         self.folder, self.digest = folder, folder.name
-        self.ids: list[str] = meta["ids"]
-        self.domains: list[str] = meta["domains"]
         self.sources: list[str] = meta["sources"]
+        self.domain_names: list[str] = meta["domains"]
+        self.notes: Any = meta["notes"]
+        self.ids = Strings(self._load("ids"), self._load("id_ends"))
+        self.domain = self._load("domain")  # [N], positions in `domain_names`
         self.tokens = self._load("tokens")
         self.prompt_start, self.prompt_tokens = self._load("prompt_start"), self._load("prompt_tokens")
         self.rewards, self.given, self.source = self._load("rewards"), self._load("given"), self._load("source")
@@ -55,11 +60,15 @@ class TokenStore:
         self.untrained, self.duplicate_of = self._load("untrained"), self._load("duplicate_of")
         self.start = self._load("start")
         self.keys = self._load("keys")  # [N, K, 16], see `response_key`
-        if int(meta["num_tokens"]) != len(self.tokens) or meta["check"] != _check(folder):
+        if meta["check"] != _check(folder):
             raise ValueError("the arrays are not those that were written")
 
     def _load(self, name: str) -> np.ndarray:
-        return np.load(self.folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+        path = self.folder / f"{name}.npy"
+        try:
+            return np.load(path, mmap_mode="r", allow_pickle=False)
+        except ValueError:  # nothing cannot be mapped
+            return np.load(path, allow_pickle=False)
 
     @classmethod
     def open(cls, folder: Path) -> TokenStore | None:
@@ -72,8 +81,17 @@ class TokenStore:
             os.utime(folder)  # its last use, for those who prune
         return store
 
+    def numbered(self, names: Sequence[str]) -> TokenStore:
+        """The store with `source` counting in a list that holds its own sources and perhaps another split's."""
+        if list(names) == self.sources:
+            return self
+        place = np.array([*(list(names).index(name) for name in self.sources), -1], dtype=np.int32)
+        other = copy.copy(self)
+        other.source, other.sources = place[np.asarray(self.source)], list(names)
+        return other
+
     def __len__(self) -> int:
-        return len(self.ids)
+        return len(self.prompt_tokens)
 
     def prompt(self, row: int) -> np.ndarray:
         """Token ids of a prompt, [L]."""
@@ -87,76 +105,94 @@ class TokenStore:
 
 
 class TokenWriter:
-    """Write side: collects groups, then puts the whole folder in place with one rename."""
+    """Write side: tokens go to disk as they come, columns grow in memory; one rename puts the folder in place.
 
-    def __init__(self, folder: Path, sources: Sequence[str]) -> None:
-        self.folder, self.sources = folder, list(sources)
+    Used as a context, it leaves nothing behind when the work inside fails. A process that is killed leaves a hidden
+    folder, which the next writer of the same store removes: the dead hold no locks.
+
+    Args:
+        sources: their numbering; where None they are numbered in sorted order.
+    """
+
+    def __init__(self, folder: Path, sources: Sequence[str] | None = None) -> None:
+        self.folder = folder
         folder.parent.mkdir(parents=True, exist_ok=True)
-        self.part = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-        self.raw = (self.part / "tokens.raw").open("wb")
-        self.length = 0
-        self.ids: list[str] = []
-        self.domains: list[str] = []
-        self.prompts: list[tuple[int, int]] = []
-        self.rows: list[dict[str, list[Any]]] = []
-        self.keys: list[bytes] = []  # of each group's responses, joined
+        _remove_orphans(folder)
+        new = Path(tempfile.mkdtemp(prefix=".new-", dir=folder.parent))
+        self.tokens = GrowingArray(new / "tokens.npy", np.int32)
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(self.tokens.file, fcntl.LOCK_EX)
+        self.part = new.rename(folder.parent / f".{folder.name}{new.name.removeprefix('.new')}")
+        self.columns = {name: array(code) for name, (code, _, _) in COLUMNS.items()}
+        self.sources, self.domains = Codes(sources), Codes()
+        self.keys, self.ids = bytearray(), bytearray()
+        self.id_ends, self.prompt_start = array("q"), array("q")
+        self.prompt_tokens, self.num_responses = array("i"), array("i")
+
+    def __enter__(self) -> TokenWriter:
+        return self
+
+    def __exit__(self, *failure: object) -> None:
+        self.tokens.file.close()
+        shutil.rmtree(self.part, ignore_errors=True)  # gone already, if all went well
 
     def add(
         self, group: PromptGroup, prompt: np.ndarray, branches: Sequence[np.ndarray], untrained: Sequence[int]
     ) -> None:
-        """Append one group."""
-        self.ids.append(group.id)
-        self.domains.append(group.domain)
-        self.prompts.append((self._append(prompt), len(prompt)))
-        row: dict[str, list[Any]] = {name: [] for name in COLUMNS}
-        keys = [response_key(prompt, branch, lead) for branch, lead in zip(branches, untrained, strict=True)]
-        self.keys.append(b"".join(keys))
-        first: dict[bytes, int] = {}
-        for column, (response, branch, lead) in enumerate(zip(group.responses, branches, untrained, strict=True)):
-            same = first.setdefault(branch.tobytes() + b"|%d" % lead, column)
-            row["duplicate_of"].append(same)
-            row["start"].append(self._append(branch) if same == column else row["start"][same])
-            row["rewards"].append(np.nan if response.reward is None else response.reward)
-            row["given"].append(np.nan if response.weight is None else response.weight)
-            row["source"].append(self.sources.index(response.source))
-            row["valid"].append(True)
-            row["verdict"].append(VERDICT[response.verdict])
-            row["num_tokens"].append(len(branch) - lead)
-            row["branch_tokens"].append(len(branch))
-            row["untrained"].append(lead)
-        self.rows.append(row)
+        """Append one group.
 
-    def _append(self, tokens: np.ndarray) -> int:
-        start = self.length
-        self.raw.write(np.ascontiguousarray(tokens, dtype=np.int32).tobytes())
-        self.length += len(tokens)
-        return start
+        Raises:
+            FuserlError: the numbering of the sources is given and lacks one.
+        """
+        self.ids += group.id.encode()
+        self.id_ends.append(len(self.ids))
+        self.domains.add(group.domain)
+        self.prompt_start.append(self.tokens.append(prompt))
+        self.prompt_tokens.append(len(prompt))
+        self.num_responses.append(len(group.responses))
+        columns, first = self.columns, {}  # key -> (column, start) of the group's first response of that content
+        for number, (response, branch, lead) in enumerate(zip(group.responses, branches, untrained, strict=True)):
+            key = response_key(prompt, branch, lead)
+            if key not in first:
+                first[key] = number, self.tokens.append(branch)
+            self.keys += key
+            columns["duplicate_of"].append(first[key][0])
+            columns["start"].append(first[key][1])
+            columns["rewards"].append(np.nan if response.reward is None else response.reward)
+            columns["given"].append(np.nan if response.weight is None else response.weight)
+            columns["verdict"].append(VERDICT[response.verdict])
+            columns["num_tokens"].append(len(branch) - lead)
+            columns["branch_tokens"].append(len(branch))
+            columns["untrained"].append(lead)
+            self._number(response.source, group.id)
 
-    def close(self) -> TokenStore:
-        """Put the folder in place. Another process may have been first: its folder has the same content."""
-        self.raw.close()
-        flat = np.fromfile(self.part / "tokens.raw", dtype=np.int32)
-        np.save(self.part / "tokens.npy", flat)
-        (self.part / "tokens.raw").unlink()
-        starts = np.array(self.prompts, dtype=np.int64).reshape(-1, 2)
-        np.save(self.part / "prompt_start.npy", starts[:, 0])
-        np.save(self.part / "prompt_tokens.npy", starts[:, 1].astype(np.int32))
-        width = max((len(row["valid"]) for row in self.rows), default=1)
-        for name, (dtype, filler) in COLUMNS.items():
-            table = np.full((len(self.rows), width), filler, dtype=dtype)
-            for number, row in enumerate(self.rows):
-                table[number, : len(row[name])] = row[name]
-            np.save(self.part / f"{name}.npy", table)
-        joined = np.zeros((len(self.rows), width, 16), dtype=np.uint8)
-        for number, keys in enumerate(self.keys):
-            joined[number, : len(keys) // 16] = np.frombuffer(keys, np.uint8).reshape(-1, 16)
-        np.save(self.part / "keys.npy", joined)
-        meta = {"ids": self.ids, "domains": self.domains, "sources": self.sources, "num_tokens": self.length}
-        meta["check"] = _check(self.part)
-        (self.part / "meta.json").write_text(json.dumps(meta, ensure_ascii=True), encoding="utf-8")
+    def _number(self, source: str, group_id: str) -> None:
+        try:
+            self.sources.add(source)
+        except KeyError:
+            raise FuserlError(
+                f"the source `{source}` is not among those that are numbered",
+                where=f"group `{group_id}`",
+                hint=f"they are {', '.join(self.sources.number)}",
+            ) from None
+
+    def close(self, notes: Any = None) -> TokenStore:
+        """Put the folder in place. Another process may have been first: its folder has the same content.
+
+        Args:
+            notes: kept beside the tokens (JSON).
+        """
+        self.tokens.finish()
+        self._write_columns()
         for file in self.part.iterdir():  # a rename must not reach the disk before what it names
             with file.open("rb") as written:
                 os.fsync(written.fileno())
+        sources, domains = self.sources.finish()[0], self.domains.finish()[0]
+        meta = {"sources": sources, "domains": domains, "notes": notes, "check": _check(self.part)}
+        with (self.part / "meta.json").open("w", encoding="utf-8") as file:
+            file.write(json.dumps(meta, ensure_ascii=True))
+            file.flush()
+            os.fsync(file.fileno())
         try:
             os.rename(self.part, self.folder)
         except OSError:
@@ -165,17 +201,57 @@ class TokenWriter:
                 os.rename(self.part, self.folder)
             else:
                 shutil.rmtree(self.part)
+        self.tokens.file.close()
         return TokenStore(self.folder)
+
+    def _write_columns(self) -> None:
+        """Pad the responses' columns to a table [N, K] each."""
+        counts = np.frombuffer(self.num_responses, dtype=np.int32)
+        valid = np.arange(max(1, counts.max(initial=0))) < counts[:, None]
+
+        def save(name: str, values: np.ndarray) -> None:
+            np.save(self.part / f"{name}.npy", values)
+
+        def table(values: np.ndarray, filler: Any) -> np.ndarray:
+            padded = np.full((*valid.shape, *values.shape[1:]), filler, dtype=values.dtype)
+            padded[valid] = values
+            return padded
+
+        for name, (_, dtype, filler) in COLUMNS.items():
+            save(name, table(np.frombuffer(self.columns[name], dtype=dtype), filler))
+        save("valid", valid)
+        save("source", table(self.sources.finish()[1], -1))
+        save("keys", table(np.frombuffer(self.keys, np.uint8).reshape(-1, 16), 0))
+        save("domain", self.domains.finish()[1])
+        save("ids", np.frombuffer(self.ids, np.uint8))
+        save("id_ends", np.frombuffer(self.id_ends, np.int64))
+        save("prompt_start", np.frombuffer(self.prompt_start, np.int64))
+        save("prompt_tokens", np.frombuffer(self.prompt_tokens, np.int32))
+
+
+def _remove_orphans(folder: Path) -> None:
+    """Remove what killed writers of this store left: folders whose tokens nobody has locked."""
+    for part in folder.parent.glob(f".{folder.name}-*"):
+        try:
+            with (part / "tokens.npy").open("rb") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(part, ignore_errors=True)
+        except OSError:
+            continue  # somebody is writing it, or has just begun
 
 
 def _check(folder: Path) -> str:
-    """Of every array's size and of blocks spread evenly over it: tells damage at once, however large the store is."""
+    """Of every array's size and of blocks spread evenly over it.
+
+    A full digest of a store of a gigabyte takes about a second at every start, this takes milliseconds. What it is
+    for shows in every block: files that are missing, cut, emptied or zeroed, or of another version.
+    """
     content = hashlib.sha256()
     for file in sorted(folder.glob("*.npy")):
         size = file.stat().st_size
         content.update(f"{file.name}{size}".encode())
-        with file.open("rb") as array:
+        with file.open("rb") as opened:
             for number in range(BLOCKS):
-                array.seek(number * max(0, size - BLOCK) // (BLOCKS - 1))
-                content.update(array.read(BLOCK))
+                opened.seek(number * max(0, size - BLOCK) // (BLOCKS - 1))
+                content.update(opened.read(BLOCK))
     return content.hexdigest()[:16]

@@ -10,18 +10,37 @@ import hashlib
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from jinja2 import TemplateError
+from tokenizers import Tokenizer
 
 from fuserl.errors import FuserlError
 from fuserl.records.schema import Message
+from fuserl.tokens.guard import Hidden, control_strings, guarded_tokenizer, names_for, pattern_of
+from fuserl.tokens.render import render
 
-PLAIN = "{{ bos_token or '' }}{% for m in messages %}{{ m['content'] + ('\n' if m['role'] != 'assistant' else eos_token) }}{% endfor %}"
+PLAIN = (
+    "{{ bos_token or '' }}{% for m in messages %}"
+    "{{ m['content'] + ('\n' if m['role'] != 'assistant' else eos_token or '') }}{% endfor %}"
+)
 _ANSWER = "fuserl answer"
+
+
+class Text(NamedTuple):
+    """A text to encode, and by which tokenizer."""
+
+    text: str
+    guarded: bool  # the template's control tokens go by their names in the guarded tokenizer
+
+
+class PromptText(NamedTuple):
+    """A rendered prompt."""
+
+    whole: Text
+    tail: Text  # from its last control token on, or all of it: tokens before it do not depend on what follows
 
 
 @dataclass(frozen=True)
@@ -32,7 +51,8 @@ class Template:
     chat_template: str
     date_string: str
     end_of_turn: int  # id of the token that ends a response
-    hash: str = field(compare=True)
+    hash: str
+    controls: tuple[str, ...]  # strings that make control tokens when the template writes them, longest first
 
     def render_prompt(self, messages: Sequence[Message]) -> str:
         """The text up to where the assistant's answer begins.
@@ -42,110 +62,99 @@ class Template:
         """
         return self._render([{"role": m.role, "content": m.content} for m in messages], add_generation_prompt=True)
 
-    def encode_prompt(self, messages: Sequence[Message]) -> list[int]:
-        """Token ids of the prompt, special strings in the messages being text."""
-        return self._run_ids(self.pieces(messages))
-
-    def encode_full(self, messages: Sequence[Message], response: str) -> list[int]:
-        """Token ids of prompt and response, without the end of the turn; whatever they hold is text."""
-        pieces = self.pieces(messages)
-        if pieces and not pieces[-1][0]:
-            pieces = [*pieces[:-1], (False, pieces[-1][1] + response)]
+    def prompt_text(self, messages: Sequence[Message], *, guarded: bool = False) -> PromptText:
+        """The prompt, guarded where its content needs it or the caller does (a response that needs it follows)."""
+        guarded = guarded or not all(self.is_harmless(message.content) for message in messages)
+        if guarded:
+            hidden = Hidden(messages, self._controls)
+            text = hidden.restore(self._named(self.render_prompt(hidden.messages)))
         else:
-            pieces = [*pieces, (False, response)]
-        return self._run_ids(pieces)
+            text = self.render_prompt(messages)
+        starts = [found.start() for found in self._cuts[guarded].finditer(text)]
+        return PromptText(Text(text, guarded), Text(text[starts[-1] if starts else 0 :], guarded))
 
-    def is_harmless(self, *texts: str) -> bool:
-        """No text holds a special token's string."""
-        return not self._special_pattern or not any(self._special_pattern.search(text) for text in texts)
+    def encode_prompt(self, messages: Sequence[Message]) -> list[int]:
+        """Token ids of the prompt, as in training; control strings in the messages are text."""
+        return self.with_bos(self.encode([self.prompt_text(messages).whole])[0])
 
-    def encode_texts(self, texts: Sequence[str], *, offsets: bool = False) -> Any:
-        """Ordinary encoding of rendered, harmless texts: the tokenizer's own, BOS exactly once."""
-        encoded = self.tokenizer(list(texts), add_special_tokens=False, return_offsets_mapping=offsets)
-        if self._adds_bos:
-            encoded["input_ids"] = [[self.tokenizer.bos_token_id, *ids] for ids in encoded["input_ids"]]
-            if offsets:
-                encoded["offset_mapping"] = [[(0, 0), *spans] for spans in encoded["offset_mapping"]]
-        return encoded
+    def encode(self, texts: Sequence[Text]) -> list[list[int]]:
+        """Token ids of each text, in order."""
+        found: list[list[int]] = [[]] * len(texts)
+        for guarded in (False, True):
+            places = [place for place, text in enumerate(texts) if text.guarded is guarded]
+            if not places:
+                continue
+            backend = self._guarded if guarded else self._ordinary()
+            encodings = backend.encode_batch_fast([texts[place].text for place in places], add_special_tokens=False)
+            for place, encoding in zip(places, encodings, strict=True):
+                found[place] = encoding.ids
+        return found
 
-    def pieces(self, messages: Sequence[Message]) -> list[tuple[bool, str]]:
-        """(is a special token of the template, text) in order; special strings of the content are in text runs."""
-        marked, originals = [], []
-        for message in messages:
-            content = message.content
-            if self._special_pattern:
-                content = self._special_pattern.sub(lambda match: _mark(originals, match.group()), content)
-            marked.append(Message(message.role, content))
-        text = self.render_prompt(marked)
+    def prompt_tokens(self, prompt: Text, response: str) -> int:
+        """How many leading tokens of prompt and response lie wholly in the prompt's text."""
+        text = prompt.text if prompt.guarded else self._named(prompt.text)
+        offsets = self._guarded.encode(text + response, add_special_tokens=False).offsets
+        inside = (start < len(text) and end <= len(text) for start, end in offsets)
+        return next((number for number, within in enumerate(inside) if not within), len(offsets))
 
-        def restore(run: str) -> str:
-            return re.sub("\ue000(\\d+)\ue001", lambda match: originals[int(match.group(1))], run) if originals else run
+    def with_bos(self, ids: list[int]) -> list[int]:
+        """BOS before a whole text, where the tokenizer starts texts with it and the template does not."""
+        return [self.tokenizer.bos_token_id, *ids] if self._adds_bos else ids
 
-        if not self._special_pattern:
-            return [(False, restore(text))]
-        found, at = [], 0
-        for match in self._special_pattern.finditer(text):
-            if match.start() > at:
-                found.append((False, restore(text[at : match.start()])))
-            found.append((True, match.group()))
-            at = match.end()
-        return [*found, (False, restore(text[at:]))] if at < len(text) else found
+    def is_harmless(self, text: str) -> bool:
+        """The text spells no control token, nor does what the tokenizer's normaliser makes of it."""
+        if self._controls.search(text):
+            return False
+        normalizer = self.tokenizer.backend_tokenizer.normalizer
+        return normalizer is None or not self._controls.search(normalizer.normalize_str(text))
 
     @property
     def stop_ids(self) -> set[int]:
         """Tokens after which an answer is over."""
         return {self.end_of_turn} | ({self.tokenizer.eos_token_id} - {None})
 
+    def _render(self, messages: list[dict[str, str]], **kwargs: Any) -> str:
+        return render(self.tokenizer, self.chat_template, self.date_string, messages, **kwargs)
+
+    def _named(self, text: str) -> str:
+        return self._controls.sub(lambda found: self._names[found.group()], text)
+
+    def _ordinary(self) -> Tokenizer:
+        """The tokenizer as it is, whatever an earlier use has set."""
+        backend = self.tokenizer.backend_tokenizer
+        backend.no_truncation()
+        backend.no_padding()
+        backend.encode_special_tokens = False
+        return backend
+
     @cached_property
-    def _special_pattern(self) -> re.Pattern[str] | None:
-        strings = special_strings(self.tokenizer)
-        return re.compile("|".join(map(re.escape, strings))) if strings else None
+    def _names(self) -> dict[str, str]:
+        return names_for(self.controls)
+
+    @cached_property
+    def _controls(self) -> re.Pattern[str]:
+        return pattern_of(self.controls)
+
+    @cached_property
+    def _guarded(self) -> Tokenizer:
+        return guarded_tokenizer(self.tokenizer.backend_tokenizer, self._names)
+
+    @cached_property
+    def _cuts(self) -> tuple[re.Pattern[str], re.Pattern[str]]:
+        """Control tokens, ordinary and named, that part a text before it is normalised: no token reaches over them."""
+        plain = self.tokenizer.backend_tokenizer.normalizer is None
+        added = {
+            token.content for token in self.tokenizer.added_tokens_decoder.values() if plain or not token.normalized
+        }
+        strings = [string for string in self.controls if string in added]
+        return pattern_of(strings), pattern_of([self._names[string] for string in strings])
 
     @cached_property
     def _adds_bos(self) -> bool:
-        """The tokenizer starts texts with BOS and the template does not: then it is added, once."""
         bos = self.tokenizer.bos_token
         if not bos or self.tokenizer("a")["input_ids"][:1] != [self.tokenizer.bos_token_id]:
             return False
         return not self._render([{"role": "user", "content": "a"}], add_generation_prompt=True).startswith(bos)
-
-    def _run_ids(self, pieces: Sequence[tuple[bool, str]]) -> list[int]:
-        ids = [self.tokenizer.bos_token_id] if self._adds_bos else []
-        for special, text in pieces:
-            if special:
-                ids.append(self.tokenizer.convert_tokens_to_ids(text))
-            else:
-                ids += self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-        return ids
-
-    def _render(self, messages: list[dict[str, str]], **kwargs: Any) -> str:
-        return render(self.tokenizer, self.chat_template, self.date_string, messages, **kwargs)
-
-
-def render(tokenizer: Any, chat_template: str, date_string: str, messages: list[dict[str, str]], **kwargs: Any) -> str:
-    """Apply a chat template with the date pinned, for templates that print one by either way."""
-    try:
-        return tokenizer.apply_chat_template(
-            messages,
-            chat_template=chat_template,
-            tokenize=False,
-            date_string=date_string,
-            strftime_now=lambda form: date_string,
-            **kwargs,
-        )
-    except TemplateError as error:
-        roles = ", ".join(message["role"] for message in messages)
-        raise FuserlError(
-            f"the chat template refuses this conversation: {error}",
-            where=f"turns: {roles}",
-            hint="mend the conversation (some templates allow no system turn), or give another `target.chat_template`",
-        ) from error
-
-
-def special_strings(tokenizer: Any) -> list[str]:
-    """Strings that the tokenizer turns into special tokens, longest first."""
-    added = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
-    return sorted({*added, *tokenizer.all_special_tokens} - {""}, key=len, reverse=True)
 
 
 def load_template(tokenizer: Any, *, chat_template: str | None = None, date_string: str = "26 Jul 2024") -> Template:
@@ -159,10 +168,14 @@ def load_template(tokenizer: Any, *, chat_template: str | None = None, date_stri
         FuserlError: there is no template, or no token that could end a response.
     """
     source = _template_text(tokenizer, chat_template)
-    probe = [{"role": "user", "content": "a"}, {"role": "assistant", "content": _ANSWER}]
-    tail = render(tokenizer, source, date_string, probe).rpartition(_ANSWER)[2]
-    strings = special_strings(tokenizer)
-    first = re.search("|".join(map(re.escape, strings)), tail) if strings else None
+    asked, answered = {"role": "user", "content": "a"}, {"role": "assistant", "content": _ANSWER}
+    turn, whole = (
+        render(tokenizer, source, date_string, messages, add_generation_prompt=False)
+        for messages in ([asked], [asked, answered])
+    )
+    tail = whole.rpartition(_ANSWER)[2]
+    controls = control_strings(tokenizer, turn, tail)
+    first = pattern_of(controls).search(tail)
     end = tokenizer.convert_tokens_to_ids(first.group()) if first else tokenizer.eos_token_id
     if end is None:
         raise FuserlError(
@@ -171,7 +184,8 @@ def load_template(tokenizer: Any, *, chat_template: str | None = None, date_stri
             hint="give the tokenizer an eos_token, or a template that ends turns",
         )
     content = json.dumps([source, date_string, tokenizer.bos_token, tokenizer.eos_token, end])
-    return Template(tokenizer, source, date_string, end, hashlib.sha256(content.encode()).hexdigest()[:16])
+    digest = hashlib.sha256(content.encode()).hexdigest()[:16]
+    return Template(tokenizer, source, date_string, end, digest, tuple(controls))
 
 
 def _template_text(tokenizer: Any, chat_template: str | None) -> str:
@@ -196,8 +210,3 @@ def _template_text(tokenizer: Any, chat_template: str | None) -> str:
             )
         return path.read_text(encoding="utf-8")
     return chat_template
-
-
-def _mark(originals: list[str], text: str) -> str:
-    originals.append(text)
-    return f"\ue000{len(originals) - 1}\ue001"

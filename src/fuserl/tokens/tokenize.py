@@ -8,16 +8,17 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from fuserl.errors import FuserlError
-from fuserl.records.manifest import digest_of
 from fuserl.records.schema import PromptGroup
+from fuserl.tokens.cores import all_cores
 from fuserl.tokens.store import TokenStore, TokenWriter
-from fuserl.tokens.templates import Template
+from fuserl.tokens.templates import PromptText, Template, Text
 
-LAYOUT = 1  # raise it when the meaning of a stored token changes
+LAYOUT = 2  # raise it when the meaning of a stored token or column changes
 
 
 @dataclass(frozen=True)
@@ -31,60 +32,60 @@ class EncodedGroup:
 
 def encode_group(group: PromptGroup, template: Template) -> EncodedGroup:
     """Tokens of one group; see `encode_groups`."""
-    return next(encode_groups([group], template))
+    return next(encode_groups([group], template))[1]
 
 
-def encode_groups(groups: Iterable[PromptGroup], template: Template, batch: int = 64) -> Iterator[EncodedGroup]:
-    """Encode prompt and prompt + response as whole texts; the shared prompt is their longest common token prefix."""
+def encode_groups(
+    groups: Iterable[PromptGroup], template: Template, batch: int = 128
+) -> Iterator[tuple[PromptGroup, EncodedGroup]]:
+    """Encode prompt and prompt + response as whole texts; the shared prompt is their longest common token prefix.
+
+    What comes before the prompt's last control token is encoded once a group: no token reaches over it.
+    """
     stream = iter(groups)
     while chunk := list(islice(stream, batch)):
-        texts, starts = [], []
-        for group in chunk:
-            prompt = template.render_prompt(group.prompt)
-            starts.append(len(texts))
-            texts += [prompt, *(prompt + response.text for response in group.responses)]
-        ids = template.encode_texts(texts)["input_ids"]
-        for group, start in zip(chunk, starts, strict=True):
-            rows = ids[start : start + 1 + len(group.responses)]
-            contents = [m.content for m in group.prompt] + [r.text for r in group.responses]
-            if not template.is_harmless(*contents):
-                rows = [template.encode_prompt(group.prompt)]
-                rows += [template.encode_full(group.prompt, response.text) for response in group.responses]
-            yield _branched(group, template, rows, texts[start])
+        texts: list[Text] = []
+        prompts = [_lay_out(group, template, texts) for group in chunk]
+        with all_cores():
+            ids = iter(template.encode(texts))
+        for group, prompt in zip(chunk, prompts, strict=True):
+            rows = list(islice(ids, 2 + len(group.responses)))
+            yield group, _branched(group, template, prompt, rows)
 
 
-def _branched(group: PromptGroup, template: Template, rows: list[list[int]], prompt_text: str) -> EncodedGroup:
-    prompt, fulls = rows[0], rows[1:]
-    boundary = len(prompt)
-    if any(full[:boundary] != prompt for full in fulls):
-        boundary = min(_common(prompt, full) for full in fulls)
-    if boundary == 0:
+def _lay_out(group: PromptGroup, template: Template, texts: list[Text]) -> PromptText:
+    """Append a group's texts: its prompt, the prompt's tail, and the tail with each response."""
+    prompt = template.prompt_text(group.prompt)
+    guarded = prompt if prompt.tail.guarded else None
+    texts += prompt
+    for response in group.responses:
+        if prompt.tail.guarded or template.is_harmless(response.text):
+            texts.append(Text(prompt.tail.text + response.text, prompt.tail.guarded))
+            continue
+        guarded = guarded or template.prompt_text(group.prompt, guarded=True)
+        texts.append(Text(guarded.tail.text + response.text, guarded=True))
+    return prompt
+
+
+def _branched(group: PromptGroup, template: Template, prompt: PromptText, rows: list[list[int]]) -> EncodedGroup:
+    """Args: rows: token ids of the prompt, of its tail, and of the tail with each response."""
+    whole, tail, *fulls = rows
+    head = template.with_bos(whole)[: -len(tail)]
+    shared = len(tail)
+    if any(full[:shared] != tail for full in fulls):
+        shared = min(_common(tail, full) for full in fulls)
+    if not head and not shared:
         raise FuserlError(
             "prompt and responses share no first token, so there is nothing to answer to",
             where=f"group `{group.id}`",
             hint="use a chat template or a tokenizer with a BOS token",
         )
     untrained = [0] * len(fulls)
-    if boundary < len(prompt):
-        harmless = template.is_harmless(*(m.content for m in group.prompt), *(r.text for r in group.responses))
-        untrained = [
-            _prompt_tokens(group, template, index, prompt_text, harmless, full) for index, full in enumerate(fulls)
-        ]
-        untrained = [max(0, count - boundary) for count in untrained]
-    branches = tuple(np.array([*full[boundary:], template.end_of_turn], dtype=np.int32) for full in fulls)
-    return EncodedGroup(np.array(prompt[:boundary], dtype=np.int32), branches, tuple(untrained))
-
-
-def _prompt_tokens(
-    group: PromptGroup, template: Template, index: int, prompt_text: str, harmless: bool, full: list[int]
-) -> int:
-    """How many leading tokens of prompt + response lie wholly in the prompt's text."""
-    if not harmless:  # no offsets over pieces: the tokens that prompt and whole have in common are prompt
-        return _common(template.encode_prompt(group.prompt), full)
-    spans = template.encode_texts([prompt_text + group.responses[index].text], offsets=True)["offset_mapping"][0]
-    return sum(
-        end <= len(prompt_text) and (end > start or position == 0) for position, (start, end) in enumerate(spans)
-    )
+    if shared < len(tail):
+        inside = [template.prompt_tokens(prompt.tail, response.text) for response in group.responses]
+        untrained = [max(0, count - shared) for count in inside]
+    branches = tuple(np.array([*full[shared:], template.end_of_turn], dtype=np.int32) for full in fulls)
+    return EncodedGroup(np.array([*head, *tail[:shared]], dtype=np.int32), branches, tuple(untrained))
 
 
 def _common(a: Sequence[int], b: Sequence[int]) -> int:
@@ -92,32 +93,37 @@ def _common(a: Sequence[int], b: Sequence[int]) -> int:
 
 
 def tokenizer_digest(template: Template) -> str:
-    """Of the tokenizer's whole state."""
-    return hashlib.sha256(template.tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
+    """Of the tokenizer's whole state, but for truncation and padding, which every use of it sets anew."""
+    state = json.loads(template.tokenizer.backend_tokenizer.to_str())
+    state |= {"truncation": None, "padding": None}
+    return hashlib.sha256(json.dumps(state).encode()).hexdigest()
 
 
 def encode_dataset(
-    groups: Sequence[PromptGroup],
+    groups: Iterable[PromptGroup],
     template: Template,
     cache: Path,
     *,
-    source_names: Sequence[str],
-    progress: Callable[[int], None] | None = None,
+    content: str,
+    notes: Callable[[], Any] = lambda: None,
+    progress: Callable[[], None] | None = None,
 ) -> TokenStore:
     """Tokens of a data set, from the cache or computed once: keyed by content, template, tokenizer and layout.
 
     Args:
-        source_names: the numbering of sources, which train and validation share.
-        progress: told the number of groups done.
+        groups: read only where the cache has no tokens of theirs; never held.
+        content: digest of all that decides the groups.
+        notes: asked after the last group for what shall be kept beside the tokens (JSON).
+        progress: called after every batch.
     """
-    key = [LAYOUT, digest_of(groups), template.hash, tokenizer_digest(template), list(source_names)]
-    digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:24]
-    store = TokenStore.open(cache / digest)
+    key = [LAYOUT, content, template.hash, tokenizer_digest(template)]
+    folder = cache / hashlib.sha256(json.dumps(key).encode()).hexdigest()[:24]
+    store = TokenStore.open(folder)
     if store is not None:
         return store
-    writer = TokenWriter(cache / digest, source_names)
-    for number, (group, encoded) in enumerate(zip(groups, encode_groups(groups, template), strict=True)):
-        writer.add(group, encoded.prompt, encoded.responses, encoded.untrained)
-        if progress and number % 256 == 0:
-            progress(number)
-    return writer.close()
+    with TokenWriter(folder) as writer:
+        for number, (group, encoded) in enumerate(encode_groups(groups, template)):
+            writer.add(group, encoded.prompt, encoded.responses, encoded.untrained)
+            if progress and number % 128 == 0:
+                progress()
+        return writer.close(notes())

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
 
@@ -15,7 +16,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         """Write, flush to the disk, rename."""
         part = Path(path).with_suffix(".part")
-        super().save_checkpoint(checkpoint, part, storage_options)
+        part.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(checkpoint, part)  # straight to the file: Lightning would hold a copy of everything in memory
         with part.open("rb") as file:
             os.fsync(file.fileno())
         part.replace(path)

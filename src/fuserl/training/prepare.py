@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -20,16 +21,17 @@ from fuserl.objectives.diagnose import cautions, require_applicable
 from fuserl.objectives.pairing import across_sources, best_and_worst_of_each_source
 from fuserl.objectives.terms import GroupScores, Objective, Pairs
 from fuserl.objectives.weights import auto_tau
-from fuserl.records.formats import ReadReport, read_groups, splits_of
+from fuserl.records.formats import ReadReport
+from fuserl.records.inputs import num_rows
 from fuserl.records.schema import PromptGroup
-from fuserl.records.selection import keep_sources, sources_of
-from fuserl.records.splits import by_hash, in_part
 from fuserl.tokens.plan import GroupCosts, Plan, fitting, make_plan
 from fuserl.tokens.store import TokenStore
 from fuserl.tokens.templates import Template
 from fuserl.tokens.tokenize import encode_dataset
 from fuserl.training.datamodule import Split
 from fuserl.training.metrics import Slices, best_response, chosen_not_good
+from fuserl.training.progress import bar
+from fuserl.training.reading import Side, sides_of
 
 
 @dataclass
@@ -40,37 +42,12 @@ class Prepared:
     train: Split
     validation: Split | None
     slices: Slices
-    validation_groups: list[PromptGroup]  # for the probe
+    validation_groups: list[PromptGroup]  # as many as the probe asks
     tau: float | None
     influence: np.ndarray  # [N, K] share of each response in its prompt's pull upwards; rows sum to 1 or 0
     chosen_not_good: float | None = None  # share of the training pairs that prefer an answer that is not good
     cautions: tuple[str, ...] = ()  # said before the first step
     left_out: dict[str, list[str]] = field(default_factory=dict)  # why -> prompt ids, nothing dropped silently
-
-
-def read_splits(data: DictConfig) -> tuple[list[PromptGroup], list[PromptGroup], ReadReport]:
-    """Training and validation groups as `conf/data` describes them."""
-    report = ReadReport()
-
-    def read(split: str | None) -> list[PromptGroup]:
-        groups = read_groups(data.path, split=split, form=data.format, on_bad_row=data.on_bad_row, report=report)
-        return list(keep_sources(groups, data.sources) if data.sources else groups)
-
-    splits = splits_of(data.path)
-    train = read(data.split if splits else None)
-    if data.validation_split in splits and data.split != data.validation_split:
-        validation = read(data.validation_split)
-    else:
-        train, validation = by_hash(train, data.validation_fraction, "validation")
-    low, high = data.part
-    train = [group for group in train if in_part(group.id, low, high)][: data.limit]
-    if not train:
-        raise FuserlError(
-            "no training prompt is left",
-            where=f"`data.path={data.path}`, split `{data.split}`, part {list(data.part)}",
-            hint="widen `data.part`, `data.sources` or `data.limit`, or look at the skipped rows",
-        )
-    return train, validation[: data.validation_limit], report
 
 
 def scores_of(store: TokenStore) -> GroupScores:
@@ -131,26 +108,30 @@ def prepare(cfg: DictConfig, template: Template, cache: Path, *, ranks: int) -> 
     Raises:
         FuserlError: the data cannot serve the objective, or nothing is left of it.
     """
-    train_groups, validation_groups, report = read_splits(cfg.data)
-    sources = tuple(sources_of([*train_groups, *validation_groups]))
-    left_out = {f"bad row: {what}": [where] for where, what in report.skipped}
-
-    store = encode_dataset(train_groups, template, cache / "tokens", source_names=sources)
+    sides = sides_of(cfg.data)
+    store, held_out = (_tokens_of(side, cfg, template, cache / "tokens") for side in sides)
+    if not len(store):
+        raise FuserlError(
+            "no training prompt is left",
+            where=f"`data.path={cfg.data.path}`, split `{cfg.data.split}`, part {list(cfg.data.part)}",
+            hint="widen `data.part`, `data.sources` or `data.limit`, or look at the skipped rows",
+        )
+    sources = tuple(sorted({*store.sources, *held_out.sources}))
+    store, held_out = store.numbered(sources), held_out.numbered(sources)
     scores = scores_of(store)
     objective, tau = build_objective(cfg, scores, sources)
     require_applicable(objective, scores)
 
     used = np.asarray(objective.select(scores))
     totals = objective.loss(scores, progress=0.0)
+    left_out = _bad_rows([store] if sides[0].split == sides[1].split else [store, held_out])
     keep = fitting(store, used, max_length=cfg.data.max_length, on_too_long=cfg.data.on_too_long)
     for prompt_id, why in keep.dropped:
         left_out.setdefault(why, []).append(prompt_id)
-    signal = totals.weight.detach().numpy() > 0
-    left_out.setdefault("no signal: equal rewards, or too few responses", []).extend(
-        str(store.ids[row]) for row in keep.keep if not signal[row]
-    )
-    rows = np.array([row for row in keep.keep if signal[row]], dtype=np.int64)
-    left_out = {why: ids for why, ids in left_out.items() if ids}
+    signal = totals.weight.detach().numpy()[keep.keep] > 0
+    if not signal.all():
+        left_out["no signal: equal rewards, or too few responses"] = list(store.ids.take(keep.keep[~signal]))
+    rows = keep.keep[signal]
     if not len(rows):
         raise FuserlError(
             "no training prompt is left for this objective",
@@ -159,21 +140,40 @@ def prepare(cfg: DictConfig, template: Template, cache: Path, *, ranks: int) -> 
         )
 
     count = totals.count.detach().numpy()
-    train = Split(store, used, count, _plan(cfg, store, used, rows, ranks), truncate=_truncate(cfg))
-    domains = tuple(sorted(set(map(str, store.domains)) | {group.domain for group in validation_groups}))
-    validation = _validation(cfg, objective, validation_groups, template, cache, sources, ranks)
     return Prepared(
         objective=objective,
-        train=train,
-        validation=validation,
-        slices=Slices(sources, domains),
-        validation_groups=validation_groups,
+        train=Split(store, used, count, _plan(cfg, store, used, rows, ranks), truncate=_truncate(cfg)),
+        validation=_validation(cfg, objective, held_out, ranks) if len(held_out) else None,
+        slices=Slices(sources, tuple(sorted({*store.domain_names, *held_out.domain_names}))),
+        validation_groups=list(islice(sides[1].groups(ReadReport()), cfg.probe.prompts)) if len(held_out) else [],
         tau=tau,
         influence=influence(objective, scores)[rows],
         chosen_not_good=_chosen_not_good(objective, scores, store, rows, cfg.data.good_reward),
         cautions=cautions(objective),
         left_out=left_out,
     )
+
+
+def _tokens_of(side: Side, cfg: DictConfig, template: Template, cache: Path) -> TokenStore:
+    """From the cache, or streamed through the tokenizer."""
+    report = ReadReport()
+    with bar("tokenising", lambda: num_rows(side.path, side.split), show=cfg.trainer.progress_bar) as told:
+        return encode_dataset(
+            side.groups(report),
+            template,
+            cache,
+            content=side.content(),
+            notes=lambda: {"skipped": report.skipped},
+            progress=lambda: told(report.rows),
+        )
+
+
+def _bad_rows(stores: Sequence[TokenStore]) -> dict[str, list[str]]:
+    """What reading left out, as the stores remember it: what -> where."""
+    left_out: dict[str, list[str]] = {}
+    for where, what in (skipped for store in stores for skipped in store.notes["skipped"]):
+        left_out.setdefault(f"bad row: {what}", []).append(where)
+    return left_out
 
 
 def _chosen_not_good(
@@ -187,19 +187,8 @@ def _chosen_not_good(
     return chosen_not_good(objective.pairs(trained), verdict, trained.rewards, good_reward=good_reward)
 
 
-def _validation(
-    cfg: DictConfig,
-    objective: Objective,
-    groups: list[PromptGroup],
-    template: Template,
-    cache: Path,
-    sources: tuple[str, ...],
-    ranks: int,
-) -> Split | None:
+def _validation(cfg: DictConfig, objective: Objective, store: TokenStore, ranks: int) -> Split | None:
     """The held-out prompts with what the objective reads, the best response, and every source's best and worst."""
-    if not groups:
-        return None
-    store = encode_dataset(groups, template, cache / "tokens", source_names=sources)
     scores = scores_of(store)
     used = np.array(objective.select(scores), dtype=bool)
     pairs = reported_pairs(objective, scores)(scores)
@@ -209,8 +198,7 @@ def _validation(
     )
     used |= (chosen | rejected).numpy()
     used[np.arange(len(used)), best_response(scores.rewards, scores.valid).numpy()] = True
-    keep = fitting(store, used, max_length=cfg.data.max_length, on_too_long="drop")
-    rows = np.asarray(keep.keep, dtype=np.int64)
+    rows = fitting(store, used, max_length=cfg.data.max_length, on_too_long="drop").keep
     if not len(rows):
         return None
     count = objective.loss(scores, progress=0.0).count.detach().numpy()

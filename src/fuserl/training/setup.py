@@ -202,8 +202,10 @@ class Setup:
         slices = self.prepared.slices
 
         def domains(split: Split | None) -> torch.Tensor:
-            names = split.store.domains if split else []
-            return torch.tensor([slices.domains.index(str(name)) for name in names], dtype=torch.long)
+            if split is None:
+                return torch.zeros(0, dtype=torch.long)
+            place = np.array([slices.domains.index(name) for name in split.store.domain_names])
+            return torch.from_numpy(place[np.asarray(split.store.domain)])
 
         compared = self.prepared.validation or self.prepared.train
         pairs = reported_pairs(self.prepared.objective, scores_of(compared.store))
