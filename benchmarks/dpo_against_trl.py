@@ -11,13 +11,13 @@ prompt's mean over pairs is TRL's mean over pairs, so nothing is rescaled.
 from __future__ import annotations
 
 import argparse
-import tempfile
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from benchmarks import kit, peers
-from benchmarks.groups import SAMPLES, TASKS, Task
-from benchmarks.turns import Job, best_micro_batch, run
+from benchmarks.groups import SAMPLES, Task
+from benchmarks.turns import Job, best_micro_batch
 
 FORM = """
 Forward, backward and optimiser step; reference log-probs were computed before on both sides. {prompts} prompts with
@@ -26,11 +26,6 @@ processes that take turns step by step; ratio is the median over steps of TRL / 
 fused, activations are kept, gradients are clipped at a norm that is never reached. TRL runs at the fastest of the
 micro-batches in the second table. Ours is `fuserl train` with its defaults. MB: peak of a step less libraries and
 weights; last column: the whole process.
-"""
-ABOUT_FACTORS = """
-Where the ratio comes from: FLOPs of matrix products, counted for these lengths, when TRL's way of running is changed into ours
-one thing at a time. TRL {head}, and computes logits twice. `rest` is what is left of the measured ratio: kernels, copies,
-passes over logits, the optimiser.
 """
 
 
@@ -49,14 +44,14 @@ def jobs(case: peers.Case, arguments: argparse.Namespace) -> tuple[Job, list[Job
     return ours, theirs
 
 
-def compare(task: Task, arguments: argparse.Namespace, folder: Path) -> dict[str, list]:
+def compare(arguments: argparse.Namespace, task: Task, folder: Path) -> dict[str, list]:
     """Rows of every table for one data set."""
     case = peers.prepare(task, "dpo", arguments, folder, num_groups=arguments.prompts * (arguments.steps + 2))
     ours, theirs = jobs(case, arguments)
     fastest, tried = best_micro_batch([replace(job, steps=2, out=f"{job.out}_tried") for job in theirs])
     best = next(job for job in theirs if job.settings == fastest.settings)
     micro = best.settings["per_device_train_batch_size"]
-    found = peers.Finding.of(task.name, *run([ours, best]), arguments.dtype)
+    found = peers.Finding.of(task.name, [ours, best], arguments.dtype)
     timed = case.lengths[arguments.prompts : arguments.prompts * (arguments.steps + 1)]
     head_all = arguments.device == "cpu"
     return {
@@ -68,36 +63,13 @@ def compare(task: Task, arguments: argparse.Namespace, folder: Path) -> dict[str
     }
 
 
-def report(rows: dict[str, list], arguments: argparse.Namespace) -> str:
-    """The Markdown."""
-    pairs = arguments.responses // SAMPLES
-    return "\n".join(
-        [
-            kit.header("FusePO-DPO against TRL's DPOTrainer", arguments, extra=("trl",)),
-            FORM.strip().format(prompts=arguments.prompts, pairs=pairs, steps=arguments.steps) + "\n",
-            kit.table(peers.COLUMNS, rows["main"]),
-            "TRL's micro-batches, one step each:\n",
-            kit.table(("data", "micro-batch", "s", "MB"), rows["micro"]),
-            ABOUT_FACTORS.strip().format(head=peers.HEADS[arguments.device]) + "\n",
-            kit.table(peers.FACTORS, rows["factors"]),
-            "The timed groups:\n",
-            kit.table(peers.LENGTHS, rows["lengths"]),
-            "Equality, largest relative differences (asserted):\n",
-            kit.table(peers.GAPS, rows["gaps"]),
-        ]
-    )
-
-
 def main() -> Path:
     """Compare on every data set and write the tables."""
     arguments = peers.more_options(kit.options(__doc__, prompts=4, steps=5))
-    rows: dict[str, list] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        for task in (task for task in TASKS if task.name in arguments.tasks):
-            for name, found in compare(task, arguments, Path(folder)).items():
-                rows.setdefault(name, []).extend(found)
-            print(*rows["main"][-1], sep=" | ", flush=True)
-    return kit.write("dpo_against_trl", report(rows, arguments), arguments)
+    rows = peers.all_rows(partial(compare, arguments), arguments)
+    form = FORM.format(prompts=arguments.prompts, pairs=arguments.responses // SAMPLES, steps=arguments.steps)
+    text = peers.report("FusePO-DPO against TRL's DPOTrainer", form, rows, arguments)
+    return kit.write("dpo_against_trl", text, arguments)
 
 
 if __name__ == "__main__":

@@ -140,7 +140,8 @@ def measure(task: Task, arguments: argparse.Namespace, folder: Path) -> list[str
         optimizer.zero_grad(set_to_none=True)
 
     train = partial(forward_backward, scoring, setup.policy, packs, loss)
-    train(), learn()
+    train()
+    learn()
     rates, both, whole = [], [], []
     for _ in range(arguments.steps):
         rates.append(machine_rate(shapes, kit.DTYPES[arguments.dtype], setup.device))

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any
 
-from benchmarks import flops
+from benchmarks import flops, kit
 from benchmarks.groups import TASKS, Lengths, Task, as_planned, dealt, lengths, write_for_both
 from benchmarks.kit import DTYPES, Pair
 from benchmarks.models import save_model, tokenizer
-from benchmarks.turns import Job, Run, paired, require_equal
+from benchmarks.turns import Job, Run, paired, require_equal, run
 from fuserl.tokens.templates import load_template
 
 
@@ -26,6 +27,13 @@ def more_options(parser: argparse.ArgumentParser) -> argparse.Namespace:
     parser.add_argument("--max-length", type=int, default=2048, help="tokens of a prompt with one response")
     parser.add_argument("--micro", type=int, nargs="+", default=[1, 2, 4, 8], help="TRL's micro-batches to choose from")
     return parser.parse_args()
+
+
+ABOUT_FACTORS = """
+Where the ratio comes from: FLOPs of matrix products, counted for these lengths, when TRL's way of running is changed into ours
+one thing at a time. TRL {head}, and computes logits twice. `rest` is what is left of the measured ratio: kernels,
+copies, passes over logits, the optimiser.
+"""
 
 
 @dataclass(frozen=True)
@@ -75,8 +83,9 @@ class Finding:
     gaps: dict[str, float]  # largest relative differences
 
     @classmethod
-    def of(cls, name: str, ours: Run, theirs: Run, dtype: str) -> Finding:
-        """Require equality first."""
+    def of(cls, name: str, jobs: Sequence[Job], dtype: str) -> Finding:
+        """Run ours and theirs, and require equality."""
+        ours, theirs = run(jobs)
         return cls(name, paired(ours, theirs), ours, theirs, require_equal(ours, theirs, dtype))
 
     @property
@@ -145,3 +154,34 @@ def gap_rows(found: Finding) -> list[str]:
 
 
 GAPS = ("data", "first gradient", "its worst weight", "its norm", "loss of every step")
+
+
+def report(title: str, form: str, rows: dict[str, list], arguments: argparse.Namespace) -> str:
+    """The Markdown of all tables."""
+    about = ABOUT_FACTORS.strip().format(head=HEADS[arguments.device])
+    return "\n".join(
+        [
+            kit.header(title, arguments, extra=("trl",)),
+            form.strip() + "\n",
+            kit.table(COLUMNS, rows["main"]),
+            "TRL's micro-batches, one timed step each:\n",
+            kit.table(("data", "micro-batch", "s", "MB"), rows["micro"]),
+            about + "\n",
+            kit.table(FACTORS, rows["factors"]),
+            "The timed groups:\n",
+            kit.table(LENGTHS, rows["lengths"]),
+            "Equality, largest relative differences (asserted):\n",
+            kit.table(GAPS, rows["gaps"]),
+        ]
+    )
+
+
+def all_rows(compare: Callable[[Task, Path], dict[str, list]], arguments: argparse.Namespace) -> dict[str, list]:
+    """Rows of every table over the chosen data sets."""
+    rows: dict[str, list] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for task in (task for task in TASKS if task.name in arguments.tasks):
+            for name, found in compare(task, Path(folder)).items():
+                rows.setdefault(name, []).extend(found)
+            print(*rows["main"][-1], sep=" | ", flush=True)
+    return rows

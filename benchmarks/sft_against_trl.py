@@ -12,14 +12,13 @@ row would say so instead of a ratio.
 from __future__ import annotations
 
 import argparse
-import tempfile
 from dataclasses import replace
-from math import gcd
+from functools import partial
 from pathlib import Path
 
 from benchmarks import kit, peers
-from benchmarks.groups import TASKS, Task
-from benchmarks.turns import Job, WorkerFailed, best_micro_batch, run
+from benchmarks.groups import Task
+from benchmarks.turns import Job, WorkerFailed, best_micro_batch
 
 FORM = """
 Forward, backward and optimiser step over all {responses} responses of {prompts} prompts, uniform weights, the loss a mean over
@@ -28,18 +27,11 @@ median over steps of TRL / ours. AdamW is fused, activations are kept. TRL padde
 the second table; packed, with rows of at most {packed} tokens, one a micro-batch. Ours is `fuserl train` with its defaults.
 MB: peak of a step less libraries and weights; last column: the whole process.
 """
-ABOUT_FACTORS = """
-Where the ratio comes from: FLOPs of matrix products, counted for these lengths, when TRL's way of running is changed into ours
-one thing at a time. TRL {head}, and computes logits twice. `rest` is what is left of the measured ratio: kernels, copies,
-passes over logits, the optimiser.
-"""
 
 
 def job_of_theirs(case: peers.Case, arguments: argparse.Namespace, name: str, rows: int, **settings: object) -> Job:
     """TRL over `rows` rows a step."""
-    return peers.job(
-        case, arguments, "trl", "sft", name, rows=rows, steps=arguments.steps + 1, settings=settings
-    )  # fmt: skip
+    return peers.job(case, arguments, "trl", "sft", name, rows=rows, steps=arguments.steps + 1, settings=settings)
 
 
 def padded_jobs(case: peers.Case, arguments: argparse.Namespace) -> list[Job]:
@@ -50,7 +42,7 @@ def padded_jobs(case: peers.Case, arguments: argparse.Namespace) -> list[Job]:
             case, arguments, f"trl{micro}", rows, per_device_train_batch_size=micro, gradient_accumulation_steps=rows // micro
         )
         for micro in arguments.micro
-        if gcd(rows, micro) == micro
+        if rows % micro == 0
     ]  # fmt: skip
 
 
@@ -80,13 +72,14 @@ def packed_row(task: Task, ours: Job, theirs: Job, arguments: argparse.Namespace
     """(row of the main table, rows of the table of equality); when packing is not exact, the row says so."""
     name = f"{task.name}, packed"
     try:
-        found = peers.Finding.of(name, *run([replace(ours, out=f"{ours.out}_packed"), theirs]), arguments.dtype)
+        jobs = [replace(ours, out=f"{ours.out}_packed"), theirs]
+        found = peers.Finding.of(name, jobs, arguments.dtype)
     except (AssertionError, WorkerFailed) as error:
         return [name, "1", f"not compared: {str(error).splitlines()[-1]}", *[""] * (len(peers.COLUMNS) - 3)], []
     return peers.row(found, 1), [peers.gap_rows(found)]
 
 
-def compare(task: Task, arguments: argparse.Namespace, folder: Path) -> dict[str, list]:
+def compare(arguments: argparse.Namespace, task: Task, folder: Path) -> dict[str, list]:
     """Rows of every table for one data set."""
     case = peers.prepare(task, "sft", arguments, folder, num_groups=arguments.prompts)
     ours = peers.job(case, arguments, "ours", "sft", "ours", rows=arguments.prompts, steps=arguments.steps + 1)
@@ -94,7 +87,7 @@ def compare(task: Task, arguments: argparse.Namespace, folder: Path) -> dict[str
     fastest, tried = best_micro_batch([replace(job, steps=2, out=f"{job.out}_tried") for job in theirs])
     best = next(job for job in theirs if job.settings == fastest.settings)
     micro = best.settings["per_device_train_batch_size"]
-    found = peers.Finding.of(f"{task.name}, padded", *run([ours, best]), arguments.dtype)
+    found = peers.Finding.of(f"{task.name}, padded", [ours, best], arguments.dtype)
     packed, gaps = packed_row(task, ours, packed_job(case, arguments), arguments)
     head_all = arguments.device == "cpu"
     return {
@@ -106,40 +99,17 @@ def compare(task: Task, arguments: argparse.Namespace, folder: Path) -> dict[str
     }
 
 
-def report(rows: dict[str, list], arguments: argparse.Namespace) -> str:
-    """The Markdown."""
-    form = FORM.strip().format(
-        responses=arguments.responses, prompts=arguments.prompts, steps=arguments.steps, packed=arguments.packed
-    )
-    return "\n".join(
-        [
-            kit.header("FuseSFT against TRL's SFTTrainer", arguments, extra=("trl",)),
-            form + "\n",
-            kit.table(peers.COLUMNS, rows["main"]),
-            "TRL's micro-batches, padded, one step each:\n",
-            kit.table(("data", "micro-batch", "s", "MB"), rows["micro"]),
-            ABOUT_FACTORS.strip().format(head=peers.HEADS[arguments.device]) + "\n",
-            kit.table(peers.FACTORS, rows["factors"]),
-            "The groups of a step:\n",
-            kit.table(peers.LENGTHS, rows["lengths"]),
-            "Equality, largest relative differences (asserted):\n",
-            kit.table(peers.GAPS, rows["gaps"]),
-        ]
-    )
-
-
 def main() -> Path:
     """Compare on every data set and write the tables."""
     parser = kit.options(__doc__, prompts=2, steps=5)
     parser.add_argument("--packed", type=int, default=4096, help="tokens of TRL's packed rows")
     arguments = peers.more_options(parser)
-    rows: dict[str, list] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        for task in (task for task in TASKS if task.name in arguments.tasks):
-            for name, found in compare(task, arguments, Path(folder)).items():
-                rows.setdefault(name, []).extend(found)
-            print(*rows["main"][-2:], sep="\n", flush=True)
-    return kit.write("sft_against_trl", report(rows, arguments), arguments)
+    rows = peers.all_rows(partial(compare, arguments), arguments)
+    form = FORM.format(
+        responses=arguments.responses, prompts=arguments.prompts, steps=arguments.steps, packed=arguments.packed
+    )
+    text = peers.report("FuseSFT against TRL's SFTTrainer", form, rows, arguments)
+    return kit.write("sft_against_trl", text, arguments)
 
 
 if __name__ == "__main__":

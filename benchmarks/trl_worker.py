@@ -41,7 +41,7 @@ def dpo(job: Job, common: dict[str, Any], **parts: Any) -> tuple[Any, Iterator[t
     """The trainer, and the sequences it trains on."""
     settings = {"beta": 0.1, "precompute_ref_log_probs": True, "precompute_ref_batch_size": 2}
     trainer = DPOTrainer(args=DPOConfig(**common | settings | job.settings), **parts)
-    rows = trainer.train_dataset
+    rows: Any = trainer.train_dataset
     return trainer, (
         ([*row["prompt_ids"], *row[side]], len(row[side])) for row in rows for side in ("chosen_ids", "rejected_ids")
     )

@@ -78,7 +78,7 @@ def test_equal_runs_are_equal(tmp_path):
         ({"tokens": "other"}, "same tokens"),
         ({"losses": [0.7, 0.6001]}, "loss differs"),
         ({"grad_norm": 2.001}, "norm differs"),
-        ({"gradient": {"a": torch.tensor([1.0, 2.0]), "b": torch.tensor([0.5002])}}, "worst weight"),
+        ({"gradient": {"a": torch.tensor([1.0, 2.0]), "b": torch.tensor([0.50022])}}, "worst weight"),
         ({"gradient": {"a": torch.tensor([1.0, 2.0])}}, "other weights"),
         ({"gradient": {"a": torch.zeros(2), "b": torch.tensor([0.5])}}, "no gradient"),
     ],
