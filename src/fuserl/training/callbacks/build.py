@@ -10,7 +10,9 @@ from omegaconf import DictConfig
 
 from fuserl.training.callbacks.guards import CollapseAlarm, FirstStepCheck, NonFiniteStop
 from fuserl.training.callbacks.watch import Probe, SampleProbe, Throughput
+from fuserl.training.flops import flops_of_step
 from fuserl.training.folder import RunFolder
+from fuserl.training.hardware import peak_flops
 from fuserl.training.setup import Setup
 
 
@@ -27,8 +29,12 @@ class Watchers:
 def watchers(cfg: DictConfig, setup: Setup, folder: RunFolder) -> Watchers:
     """In the order in which Lightning calls them: the probe samples before the alarm looks."""
     plan = setup.prepared.train.plan
-    num_parameters = sum(weight.numel() for weight in setup.policy.parameters())
-    throughput = Throughput(plan.tokens_of_step, num_parameters, cfg.trainer.log_every)
+    throughput = Throughput(
+        plan.tokens_of_step,
+        flops_of_step(setup.policy, setup.prepared.train),
+        peak_flops(setup.device),
+        cfg.trainer.log_every,
+    )
     alarm = CollapseAlarm(**cfg.alarm)
     callbacks = [
         FirstStepCheck(_tolerance(cfg, setup)),

@@ -16,16 +16,25 @@ from lightning.pytorch.callbacks import Callback
 from fuserl.models.generate import sample
 from fuserl.training.group_module import GroupModule
 
-# Dense bf16 matrix FLOP/s of one device, from the vendors' data sheets; MFU is left out for any other.
-PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "4090": 165e12}
-
 
 class Throughput(Callback):
-    """Tokens a second (those the device really saw) and MFU, in the progress bar and the metrics."""
+    """Tokens a second (those the device really saw) and MFU, in the progress bar and the metrics.
 
-    def __init__(self, tokens_of_step: Callable[[int], int], num_parameters: int, log_every: int) -> None:
-        self.tokens_of_step, self.num_parameters, self.log_every = tokens_of_step, num_parameters, log_every
-        self.tokens, self.steps = 0, 0  # since the last row
+    Args:
+        flops_of_step: useful ones, of all ranks.
+        peak: FLOP/s of one device; None leaves MFU out.
+    """
+
+    def __init__(
+        self,
+        tokens_of_step: Callable[[int], int],
+        flops_of_step: Callable[[int], int],
+        peak: float | None,
+        log_every: int,
+    ) -> None:
+        self.tokens_of_step, self.flops_of_step, self.peak = tokens_of_step, flops_of_step, peak
+        self.log_every = log_every
+        self.tokens, self.flops, self.steps = 0, 0, 0  # since the last row
         self.seconds = 0.0  # of training only: validation and checkpoints do not count
         self.total_tokens, self.total_seconds = 0, 0.0
 
@@ -44,6 +53,7 @@ class Throughput(Callback):
         self.seconds += time.perf_counter() - self._started
         if step_done:
             self.tokens, self.steps = self.tokens + self.tokens_of_step(self._step), self.steps + 1
+            self.flops += self.flops_of_step(self._step)
         if a_row:
             self._publish(trainer, module)
 
@@ -63,13 +73,13 @@ class Throughput(Callback):
         }
         if (norm := module.latest.get("train/grad_norm")) is not None:
             metrics["train/grad_norm"] = norm
-        if (peak := peak_flops(module.device)) is not None:
-            metrics["speed/mfu"] = rate * 6 * self.num_parameters / (peak * trainer.world_size)
+        if self.peak is not None:
+            metrics["speed/mfu"] = self.flops / max(self.seconds, 1e-9) / (self.peak * trainer.world_size)
         module.publish(metrics)
         module.log("tok/s", rate, prog_bar=True, logger=False)
         module.log("loss", module.latest.get("train/loss", float("nan")), prog_bar=True, logger=False)
         self.total_tokens, self.total_seconds = self.total_tokens + self.tokens, self.total_seconds + self.seconds
-        self.tokens, self.steps, self.seconds = 0, 0, 0.0
+        self.tokens, self.flops, self.steps, self.seconds = 0, 0, 0, 0.0
 
     def state_dict(self) -> dict[str, float]:
         """Totals go on after a resume."""
@@ -78,14 +88,6 @@ class Throughput(Callback):
     def load_state_dict(self, state_dict: dict[str, float]) -> None:
         """After a resume."""
         self.total_tokens, self.total_seconds = int(state_dict["total_tokens"]), state_dict["total_seconds"]
-
-
-def peak_flops(device: torch.device) -> float | None:
-    """Dense bf16 peak of a device we have a data sheet for."""
-    if device.type != "cuda":
-        return None
-    name = torch.cuda.get_device_name(device)
-    return next((peak for part, peak in PEAK_FLOPS.items() if part in name), None)
 
 
 @dataclass(frozen=True)
