@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -16,7 +17,7 @@ import torch
 
 sys.path.append(str(tests_kit.ROOT))
 
-from benchmarks import flops, kit, sweep, turns
+from benchmarks import flops, kit, sweep, tokenising, turns
 from benchmarks.groups import Lengths
 from benchmarks.turns import Run
 
@@ -56,6 +57,20 @@ def test_three_ways_of_running_a_pack_agree(tmp_path):
     small = ["--steps", "1", "--counts", "2", "--lengths", "16", "--prompt", "16", "--response", "8"]
     text = run_script("scaling", tmp_path, *small)
     assert "| 16 / 8 / 2 | 1.50 |" in text
+
+
+def test_a_second_start_finds_its_tokens(tmp_path):
+    text = run_script("tokenising", tmp_path, "--responses", "160", "320")
+    assert "| 320 | " in text
+
+
+def test_growth_beyond_linear_is_an_error():
+    one, other = tokenising.Start(1.0, 10.0, 2, 9, "x"), tokenising.Start(2.0, 21.0, 4, 18, "y")
+    tokenising.require_linear([16, 32], [one, other])
+    with pytest.raises(AssertionError, match="times the seconds"):
+        tokenising.require_linear([16, 32], [one, replace(other, seconds=2.6)])
+    with pytest.raises(AssertionError, match="times the memory"):
+        tokenising.require_linear([16, 32], [one, replace(other, peak_mb=26.0)])
 
 
 def finished(tmp_path: Path, **changed) -> Run:

@@ -113,6 +113,13 @@ class Template:
         """Tokens after which an answer is over."""
         return {self.end_of_turn} | ({self.tokenizer.eos_token_id} - {None})
 
+    @cached_property
+    def tokenizer_digest(self) -> str:
+        """Of the tokenizer's whole state, but for truncation and padding, which every use of it sets anew."""
+        state = json.loads(self.tokenizer.backend_tokenizer.to_str())
+        state |= {"truncation": None, "padding": None}
+        return hashlib.sha256(json.dumps(state).encode()).hexdigest()
+
     def _render(self, messages: list[dict[str, str]], **kwargs: Any) -> str:
         return render(self.tokenizer, self.chat_template, self.date_string, messages, **kwargs)
 

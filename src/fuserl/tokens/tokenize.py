@@ -92,13 +92,6 @@ def _common(a: Sequence[int], b: Sequence[int]) -> int:
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
-def tokenizer_digest(template: Template) -> str:
-    """Of the tokenizer's whole state, but for truncation and padding, which every use of it sets anew."""
-    state = json.loads(template.tokenizer.backend_tokenizer.to_str())
-    state |= {"truncation": None, "padding": None}
-    return hashlib.sha256(json.dumps(state).encode()).hexdigest()
-
-
 def encode_dataset(
     groups: Iterable[PromptGroup],
     template: Template,
@@ -116,7 +109,7 @@ def encode_dataset(
         notes: asked after the last group for what shall be kept beside the tokens (JSON).
         progress: called after every batch.
     """
-    key = [LAYOUT, content, template.hash, tokenizer_digest(template)]
+    key = [LAYOUT, content, template.hash, template.tokenizer_digest]
     folder = cache / hashlib.sha256(json.dumps(key).encode()).hexdigest()[:24]
     store = TokenStore.open(folder)
     if store is not None:

@@ -45,4 +45,5 @@ def bar(what: str, total: Callable[[], int | None], *, show: bool = True) -> Ite
     try:
         yield told
     finally:
-        progress.stop()
+        if progress.tasks:
+            progress.stop()
