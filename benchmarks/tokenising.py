@@ -98,7 +98,7 @@ def start(data: Path, cache: Path, threads: int) -> Start:
 
     def work() -> None:
         nonlocal prepared
-        prepared = prepare(cfg, template, cache, ranks=1)
+        prepared = prepare(cfg, template, cache, ranks=1, pack_tokens=16384)
 
     seconds = kit.timed(work, device)
     assert prepared is not None

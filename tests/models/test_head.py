@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from fuserl.models.head import Head, LossAt, head_loss, spans_of, token_logps
+from fuserl.models.head import Head, LossAt, few, head_loss, spans_of, token_logps
 from fuserl.models.scoring import Packed, score_batch, table
 from fuserl.objectives.pairing import best_and_worst_of_each_source
 from fuserl.objectives.preference import fusepo_dpo, fusepo_simpo
@@ -18,6 +18,7 @@ from fuserl.objectives.rloo import fusepo_rloo
 from fuserl.objectives.supervised import fusesft
 from fuserl.objectives.weights import softmax, uniform
 from fuserl.tokens.collate import Segment, collate
+from fuserl.training.prepare import with_copies
 
 D, V = 6, 11
 HEADS = {
@@ -43,21 +44,25 @@ def parts(bias: bool = False, softcap: float | None = None, scale: float = 1.0, 
     return hidden, Head(weight, offset, softcap, scale), labels, owner
 
 
-def spans(rows: int):
+def spans(rows: int, units: int = 1):
+    """Responses number 0, units, 2 units, ... of a prompt are one unit, and so on."""
     segments = []
     for prompt in SIZES:
-        segments += [Segment(0, 1, (0, 1)), *(Segment(1, 1 + length, (0, 1), length) for length in prompt)]
+        branches = (Segment(1, 1 + length, (0, 1), length, number % units) for number, length in enumerate(prompt))
+        segments += [Segment(0, 1, (0, 1)), *branches]
     return spans_of(segments, len(SIZES), rows)
 
 
-def curved(span, logps):
-    """A loss that mixes the responses of a prompt, so that slopes depend on all of them, and on nothing else."""
+def curved(span, logps, units: int = 1):
+    """A loss that mixes the responses of a unit, so that slopes depend on all of them, and on nothing else."""
     with torch.enable_grad():
         leaf = logps.detach().requires_grad_()
         total, at = leaf.new_zeros(()), 0
         for prompt in SIZES[slice(*span.prompts)]:
             mine, at = leaf[at : at + len(prompt)], at + len(prompt)
-            total = total + (mine.sum() ** 2) * 0.01 + torch.tanh(mine).sum()
+            total = total + torch.tanh(mine).sum()
+            for unit in range(units):
+                total = total + (mine[unit::units].sum() ** 2) * 0.01
         return LossAt(total.detach(), torch.autograd.grad(total, leaf)[0])
 
 
@@ -77,10 +82,14 @@ def oracle(loss, hidden, head, labels, owner):
 
 @pytest.mark.parametrize("kind", HEADS)
 @pytest.mark.parametrize("rows", [1, 3, 6, 99])
-@pytest.mark.parametrize(("loss", "linear"), [(curved, False), (straight, False), (straight, True)])
-def test_gradients_equal_autograd(kind, rows, loss, linear):
+@pytest.mark.parametrize(
+    ("loss", "linear", "units"),
+    [(curved, False, 1), (partial(curved, units=2), False, 2), (straight, False, 3), (straight, True, 1)],
+    ids=["curved", "two units", "straight", "linear"],
+)
+def test_gradients_equal_autograd(kind, rows, loss, linear, units):
     mine, theirs = parts(**HEADS[kind]), parts(**HEADS[kind])
-    got, logps = head_loss(*mine, spans(rows), loss, rows=rows, linear=linear)
+    got, logps = head_loss(*mine, spans(rows, units), loss, rows=rows, linear=linear)
     (got * 3).backward()
     surrogate, value, wanted_logps = oracle(loss, *theirs)
     (surrogate * 3).backward()
@@ -146,12 +155,45 @@ def test_spans_cover_every_prompt_once_and_cut_none(rows):
     for axis in range(3):
         ends = [span[axis] for span in found]
         assert [begin for begin, _ in ends] == [0, *(end for _, end in ends[:-1])]
-    assert [end for _, end in found[-1]] == [3, 6, 17]
+    assert [end for _, end in found[-1][:3]] == [3, 6, 17]
     for span in found:
-        assert span.rows[1] - span.rows[0] <= rows or span.prompts[1] - span.prompts[0] == 1
+        assert span.rows[1] - span.rows[0] <= few(rows) or span.prompts[1] - span.prompts[0] == 1
 
 
-@pytest.mark.parametrize("rows", [3, 4096])
+@pytest.mark.parametrize("rows", [1, 8, 12, 20, 99])
+@pytest.mark.parametrize("units", [1, 2, 3])
+def test_pieces_hold_whole_units_and_every_row_once(rows, units):
+    owner = [(p, r % units) for p, prompt in enumerate(SIZES) for r, length in enumerate(prompt) for _ in range(length)]
+    pieces = [piece for span in spans(rows, units) for piece in span.pieces]
+    covered = [[row for part in piece for row in range(part.start, part.stop)] for piece in pieces]
+    assert sorted(row for piece in covered for row in piece) == list(range(len(owner)))
+    for piece in covered:
+        held = {owner[row] for row in piece}
+        assert all(row in piece for row in range(len(owner)) if owner[row] in held)
+        assert len(piece) <= few(rows) or len(held) == 1, "only a unit alone is larger than a slice"
+
+
+def test_a_unit_that_fits_goes_through_the_head_once(monkeypatch):
+    """Slices are a fourth of what fits; a unit may take all of it, and only a larger one is computed twice."""
+    products = []
+
+    def counted(states, weight, **kwargs):
+        products.append(len(states))
+        return mm(states, weight, **kwargs)
+
+    mm = torch.mm
+    monkeypatch.setattr(torch, "mm", counted)
+    hidden, head, labels, owner = parts(dtype=torch.float32)
+    total = len(labels)
+    for rows, units, passes in ((99, 1, 1), (8, 1, 1), (7, 1, 2), (7, 2, 1), (4, 2, 2)):
+        products.clear()
+        loss = partial(curved, units=units)
+        head_loss(hidden, head, labels, owner, spans(rows, units), loss, rows=rows, linear=False)
+        assert max(products) <= rows
+        assert (sum(products) > total) == (passes > 1), (rows, units, products)
+
+
+@pytest.mark.parametrize("rows", [3, 30, 4096])
 @pytest.mark.parametrize("name", ["llama", "gemma2", "cohere"])
 @pytest.mark.parametrize(
     "loss",
@@ -170,7 +212,8 @@ def test_whole_model_equals_autograd(tmp_path, name, rows, loss):
     store.duplicate_of[1, 2] = 0
     used = np.array(store.valid)
     used[2] = False
-    batch = collate(store, [0, 1, 2, 3], used, multiple=64)
+    units = with_copies(np.array(store.source), store) if loss.func is not fusesft else None
+    batch = collate(store, [0, 1, 2, 3], used, multiple=64, units=units)
     assert len(batch.input_ids) % 64 == 0
     ours, theirs = kit.tiny_model(name), kit.tiny_model(name)
     with kit.KeepDouble():
@@ -183,3 +226,12 @@ def test_whole_model_equals_autograd(tmp_path, name, rows, loss):
     assert_close(found.logps, logps.detach(), rtol=0, atol=1e-10)
     for (label, a), (_, b) in zip(ours.named_parameters(), theirs.named_parameters(), strict=True):
         assert_close(a.grad, b.grad, rtol=0, atol=1e-10, msg=lambda m, n=label: f"{n}: {m}")
+
+
+def test_copies_join_their_units(tmp_path):
+    """Equal responses share a log-prob, so what depends on one depends on the other."""
+    store = kit.token_store(tmp_path, kit.random_groups(2, 2, 3))
+    store.duplicate_of = np.array(store.duplicate_of)
+    store.duplicate_of[0, 5] = 1
+    units = np.array([[0, 1, 1, 3, 4, 4], [0, 1, 2, 3, 4, 5]])
+    np.testing.assert_array_equal(with_copies(units, store), [[0, 1, 1, 3, 1, 1], [0, 1, 2, 3, 4, 5]])

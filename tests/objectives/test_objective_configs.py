@@ -10,6 +10,8 @@ from hydra.utils import get_object, instantiate
 from objectives.tables import CONF, NAMES, RULES, objective, random_table
 from omegaconf import OmegaConf
 
+from fuserl.objectives.terms import GroupScores
+
 FILES = sorted((CONF / "objective").glob("*.yaml")) + sorted((CONF / "weights").glob("*.yaml"))
 STRUCTURE = (  # keys that speak for themselves
     *("_target_", "_partial_", "name", "reads", "starts_at_ln2", "uses_reference", "pool", "normalize"),
@@ -49,6 +51,48 @@ def test_the_reference_is_read_exactly_where_it_is_asked_for(name: str) -> None:
     other = scores._replace(reference_logps=scores.reference_logps - torch.arange(8.0, dtype=torch.float64))
     same = torch.equal(built.loss(scores, progress=0.5).sum, built.loss(other, progress=0.5).sum)
     assert same != built.uses_reference
+
+
+VARIANTS = [(name,) for name in NAMES] + [
+    *(
+        ("fusepo_dpo", f"pairs={pairs}", "objective.nll=0.7")
+        for pairs in ("per_source", "best_source", "across_sources")
+    ),
+    ("fusepo_dpo", "objective.normalize=length", "objective.masked=keep", "weights=uniform"),
+    ("fusepo_simpo", "objective.nll=0.7", "objective.label_smoothing=0.1"),
+    *(("fusepo_rloo", f"objective.baseline={baseline}", "objective.kl=0.3") for baseline in ("source", "prompt")),
+    ("fusepo_rloo", "objective.clip=0.2", "objective.nll=0.7"),
+]
+
+
+@pytest.mark.parametrize("settings", VARIANTS, ids=" ".join)
+def test_slopes_depend_on_the_units_log_probs_alone(settings: tuple[str, ...]) -> None:
+    """What `units` promises, and `linear`: second derivatives vanish outside."""
+    built = objective(*settings)
+    scores = random_table(3, P=5, absent=0.2)
+    logps = scores.reference_logps.nan_to_num() + 0.1 * torch.rand_like(scores.reference_logps)
+    for prompt in range(len(logps)):
+        one = GroupScores(*(column[[prompt]] for column in scores))
+
+        def loss(row: torch.Tensor, one: GroupScores = one) -> torch.Tensor:
+            return built.loss(one._replace(policy_logps=row[None]), progress=0.5).sum.sum()
+
+        curvature = torch.autograd.functional.hessian(loss, logps[prompt])
+        read = built.select(one)[0]
+        unit = torch.zeros_like(one.source) if built.units is None else built.units(one)
+        apart = (unit[0][:, None] != unit[0][None, :]) | (built.linear | ~(read[:, None] & read[None, :]))
+        assert (curvature[apart] == 0).all()
+
+
+def test_units_are_no_larger_than_they_must_be() -> None:
+    scores = random_table(3, P=5)
+    for name in ("fusepo_dpo", "fusepo_simpo", "fusepo_rloo"):
+        built = objective(name)
+        assert built.units is not None
+        assert (scores.source == scores.source[:, :1]).all(dim=1).logical_not().any(), "prompts with several sources"
+        for source, unit in zip(scores.source, built.units(scores), strict=True):
+            joined = unit[:, None] == unit[None, :]
+            assert not (joined & (source[:, None] != source[None, :])).any()
 
 
 @pytest.mark.parametrize("rule", RULES)

@@ -1,8 +1,9 @@
 """The language-model head on trained tokens only. [R, V] logits never exist: at most `rows` of them at a time.
 
-A loss of a prompt depends on its own responses alone. So its slopes are known as soon as its log-probs are, and the
-head's gradients are computed at once, while the exponentials of the logits are still there: three matrix products a
-token in all, none computed twice. Only a prompt whose trained tokens are more than `rows` goes through the head again.
+A loss of a prompt depends on its own responses alone, and often it falls into parts: a pair's slopes depend on the pair.
+So slopes are known as soon as the part's log-probs are, and the head's gradients are computed at once, while the
+exponentials of the logits are still there: three matrix products a token in all, none computed twice. Only a part
+whose trained tokens are more than `rows` goes through the head again.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from fuserl.tokens.collate import Segment
+
+SHARE = 4  # logits are made in slices of a fourth of what memory allows, more only where that spares a second pass
 
 
 class Head(NamedTuple):
@@ -69,6 +72,7 @@ class Span(NamedTuple):
     prompts: tuple[int, int]
     responses: tuple[int, int]  # unique ones
     rows: tuple[int, int]  # trained tokens
+    pieces: tuple[tuple[slice, ...], ...] = ()  # their parts: no slope of one depends on log-probs of another
 
 
 class LossAt(NamedTuple):
@@ -139,7 +143,7 @@ class _Gradients:
         self.weight = torch.zeros_like(head.weight, dtype=wide) if needed[1] else None
         self.bias = torch.zeros_like(head.bias, dtype=wide) if needed[2] and head.bias is not None else None
 
-    def add(self, at: slice, labels: Tensor, found: _Exponentials, slopes: Tensor) -> None:
+    def add(self, at: slice | Tensor, labels: Tensor, found: _Exponentials, slopes: Tensor) -> None:
         """Rows `at`, whose log-probs have these slopes. d log p_y = d logit_y - Σ_v p_v d logit_v."""
         towards = slopes[:, None] * self.head.scale
         share = towards / found.total
@@ -211,28 +215,48 @@ def _walk(
     hidden, head = gradients.source, gradients.head
     wide = torch.promote_types(torch.float32, hidden.dtype)
     logps = torch.zeros(spans[-1].responses[1], dtype=wide, device=hidden.device)
-    whole = Span(*((0, range_[1]) for range_ in spans[-1]))
+    whole = Span(*((0, range_[1]) for range_ in spans[-1][:3]))
     given = loss(whole, logps).slopes if linear else None
     total = torch.zeros((), dtype=wide, device=hidden.device)
 
-    def scored(at: slice) -> _Exponentials:
+    def scored(at: slice | Tensor) -> _Exponentials:
         found = _exponentials(hidden[at], head, labels[at], room)
         logps.index_add_(0, owner[at], found.logps)
         return found
 
     for span in spans:
-        slices = [slice(at, min(at + rows, span.rows[1])) for at in range(*span.rows, rows)]
-        if given is not None:
-            for at in slices:
-                gradients.add(at, labels[at], scored(at), given[owner[at]])
-            continue
-        kept = [scored(at) for at in slices] if len(slices) < 2 else [scored(at) and None for at in slices]
-        mine = loss(span, logps[slice(*span.responses)])
+        mine = LossAt(total, total)
+        for piece in span.pieces:
+            whole_piece = given is None and _size(piece) <= rows
+            cuts = list(_cuts(piece, rows if whole_piece else few(rows), hidden.device))
+            if given is not None:
+                for at in cuts:
+                    gradients.add(at, labels[at], scored(at), given[owner[at]])
+                continue
+            kept = [scored(at) for at in cuts] if len(cuts) < 2 else [scored(at) and None for at in cuts]
+            mine = loss(span, logps[slice(*span.responses)])  # the sum is true once the last piece is scored
+            for at, found in zip(cuts, kept, strict=True):
+                found = found or _exponentials(hidden[at], head, labels[at], room)
+                gradients.add(at, labels[at], found, mine.slopes[owner[at] - span.responses[0]])
         total = total + mine.sum
-        for at, found in zip(slices, kept, strict=True):
-            found = found or _exponentials(hidden[at], head, labels[at], room)
-            gradients.add(at, labels[at], found, mine.slopes[owner[at] - span.responses[0]])
     return (loss(whole, logps).sum if linear else total), logps
+
+
+def few(rows: int) -> int:
+    """Rows of a slice, where `rows` would fit into memory."""
+    return max(1, rows // SHARE)
+
+
+def _size(piece: Sequence[slice]) -> int:
+    return sum(part.stop - part.start for part in piece)
+
+
+def _cuts(piece: Sequence[slice], rows: int, device: torch.device) -> Iterator[slice | Tensor]:
+    """A piece, at most `rows` at a time."""
+    if len(piece) == 1:
+        yield from (slice(at, min(at + rows, piece[0].stop)) for at in range(piece[0].start, piece[0].stop, rows))
+    else:
+        yield from torch.cat([torch.arange(part.start, part.stop, device=device) for part in piece]).split(rows)
 
 
 def head_loss(
@@ -253,7 +277,7 @@ def head_loss(
         owner: the unique response of each row, ascending.
         spans: cover all prompts in order, see `spans_of`.
         loss: of a span, given the log-probs of its responses.
-        rows: of the largest slice whose logits exist at a time.
+        rows: the most whose logits may exist at a time.
         linear: whether the slopes do not depend on log-probs (supervised objectives): then nothing is ever recomputed.
     """
     return _HeadLoss.apply(
@@ -262,18 +286,51 @@ def head_loss(
 
 
 def spans_of(segments: Sequence[Segment], num_prompts: int, rows: int) -> list[Span]:
-    """Prompts joined while their trained tokens are at most `rows`; a larger prompt stands alone."""
+    """Prompts joined while their trained tokens are a slice; a larger prompt stands alone, in pieces.
+
+    Args:
+        rows: the most whose logits may exist at a time.
+    """
     spans: list[Span] = []
     prompt, response, row = 0, 0, 0
     for branches in groups_of(segments)[:num_prompts]:
         size = len(branches), sum(branch.trained for branch in branches)
-        if spans and row + size[1] - spans[-1].rows[0] <= rows:
+        if spans and row + size[1] - spans[-1].rows[0] <= few(rows):
             begin = spans.pop()
         else:
             begin = Span((prompt, prompt), (response, response), (row, row))
+        pieces = (
+            ((slice(begin.rows[0], row + size[1]),),) if size[1] <= few(rows) else _pieces(branches, row, few(rows))
+        )
         prompt, response, row = prompt + 1, response + size[0], row + size[1]
-        spans.append(Span((begin.prompts[0], prompt), (begin.responses[0], response), (begin.rows[0], row)))
+        spans.append(Span((begin.prompts[0], prompt), (begin.responses[0], response), (begin.rows[0], row), pieces))
     return spans
+
+
+def _pieces(branches: Sequence[Segment], start: int, slice_rows: int) -> tuple[tuple[slice, ...], ...]:
+    """Rows of a prompt's units, small units together."""
+    units: dict[int, list[slice]] = {}
+    for branch in branches:
+        units.setdefault(branch.unit, []).append(slice(start, start + branch.trained))
+        start += branch.trained
+    pieces: list[list[slice]] = []
+    room = 0
+    for unit in units.values():
+        if not pieces or _size(unit) > room:
+            pieces.append([])
+            room = slice_rows
+        pieces[-1] += unit
+        room -= _size(unit)
+    return tuple(map(_joined, pieces))
+
+
+def _joined(parts: Sequence[slice]) -> tuple[slice, ...]:
+    """In order, neighbours as one."""
+    joined: list[slice] = []
+    for part in sorted(parts, key=lambda part: part.start):
+        follows = joined and joined[-1].stop == part.start
+        joined.append(slice(joined.pop().start if follows else part.start, part.stop))
+    return tuple(joined)
 
 
 def groups_of(segments: Sequence[Segment]) -> list[list[Segment]]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from fuserl.errors import FuserlError
 from fuserl.models.attention import packing
-from fuserl.models.head import Head, LossAt, Span, Workspace, head_loss, spans_of, token_logps
+from fuserl.models.head import Head, LossAt, Span, Workspace, few, head_loss, spans_of, token_logps
 from fuserl.models.layout import PackLayout
 from fuserl.objectives.terms import GroupScores, Totals
 from fuserl.tokens.collate import GroupBatch, Segment
@@ -46,7 +46,7 @@ class Packed:
     """Prompts computed once, gradients of the head in forward.
 
     Attributes:
-        rows: trained tokens whose logits exist at a time.
+        rows: trained tokens, the most whose logits may exist at a time.
         linear: whether the objective is linear in log-probs.
         room: memory for logits, kept between packs.
     """
@@ -58,7 +58,7 @@ class Packed:
 
     def score(self, model: nn.Module, batch: GroupBatch) -> Float[Tensor, " U"]:
         """See `Scoring`."""
-        return score_batch(model, batch, backend=self.backend, rows=self.rows, room=self.room)
+        return score_batch(model, batch, backend=self.backend, rows=few(self.rows), room=self.room)
 
     def loss(self, model: nn.Module, batch: GroupBatch, loss: TableLoss) -> PackLoss:
         """See `Scoring`."""

@@ -79,6 +79,19 @@ def read_by_pairs(scores: GroupScores, *, pairs: Pairing, masked: str = "renorma
     return read | mark(found.chosen, _weighing(scores, found, masked), width)
 
 
+def joined_by_pairs(scores: GroupScores, *, pairs: Pairing) -> Int[Tensor, "P K"]:
+    """A number for every response, equal for those that pairs join, also by way of others: `Objective.units`."""
+    found = pairs(scores)
+    width = scores.valid.shape[1]
+    unit = torch.arange(width, device=scores.valid.device).expand(scores.valid.shape)
+    for chosen, rejected, valid in zip(
+        *(part.unbind(dim=1) for part in (found.chosen, found.rejected, found.valid)), strict=True
+    ):
+        one, other = (unit.gather(1, side[:, None]) for side in (chosen, rejected))
+        unit = torch.where(valid[:, None] & (unit == other), one, unit)
+    return unit
+
+
 def mark(columns: Int[Tensor, "P S"], valid: Bool[Tensor, "P S"], width: int) -> Bool[Tensor, "P K"]:
     """True at the named columns of a table with `width` columns."""
     counts = torch.zeros(len(columns), width, dtype=torch.long, device=columns.device)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from fuserl.objectives.pairing import across_sources, best_and_worst_of_each_source, read_by_pairs, same_source, weigh
@@ -85,6 +85,13 @@ def clipped_gain(
     within("clip", clip, "(0, inf)")
     ratio = log_ratio.clamp(max=80.0).exp()  # finite in 32 bits: no infinity may meet an advantage of zero
     return torch.minimum(ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage)
+
+
+def sharing_a_baseline(scores: GroupScores, *, baseline: str) -> Int[Tensor, "P K"]:
+    """A number for every response, equal for those with one baseline: `Objective.units`."""
+    if one_of("baseline", baseline, "source", "prompt") == "prompt":
+        return torch.zeros_like(scores.source)
+    return scores.source
 
 
 def extremes(scores: GroupScores, *, baseline: str) -> Pairs:

@@ -61,6 +61,8 @@ class Objective:
         uses_reference: whether `reference_logps` must be filled.
         starts_at_ln2: whether sum / weight is ln 2 when policy and reference agree (with `nll=0`).
         linear: whether the loss is linear in log-probs, so that its slopes are known before they are.
+        units: `units(scores) -> Int[P, K]`: a slope depends on log-probs of the same number alone; None where it
+            may depend on all of its prompt. Uses rewards, sources and validity only. It saves memory, nothing else.
         reads: what the data must hold, for messages: "rewards", "samples" (several of one source), "target".
     """
 
@@ -71,6 +73,7 @@ class Objective:
     uses_reference: bool = False
     starts_at_ln2: bool = False
     linear: bool = False
+    units: Callable[[GroupScores], Tensor] | None = None
     reads: tuple[str, ...] = ()
 
     @classmethod
@@ -83,6 +86,7 @@ class Objective:
         uses_reference: bool = False,
         starts_at_ln2: bool = False,
         linear: bool = False,
+        units: Callable[[GroupScores], Tensor] | None = None,
         reads: Iterable[str] = (),
         **hypers: Any,
     ) -> Objective:
@@ -115,7 +119,9 @@ class Objective:
                 where=f"`conf/objective/{name}.yaml`, or `objective.*` on the command line",
                 hint=f"the loss takes {', '.join(sorted(set(takes) - {'progress'}))}",
             )
-        return cls(name, partial(loss, **hypers), select, pairs, uses_reference, starts_at_ln2, linear, tuple(reads))
+        return cls(
+            name, partial(loss, **hypers), select, pairs, uses_reference, starts_at_ln2, linear, units, tuple(reads)
+        )
 
 
 def within(key: str, value: Number, interval: str) -> Number:

@@ -29,6 +29,7 @@ class Segment(NamedTuple):
     end: int
     prompt: tuple[int, int]  # (start, end) of the prompt that a branch continues; of itself for a prompt
     trained: int = 0  # tokens of a branch that are trained
+    unit: int = 0  # of a branch: no slope of the loss depends on log-probs of the prompt's other units
 
     @property
     def is_prompt(self) -> bool:
@@ -69,6 +70,7 @@ def collate(
     used: np.ndarray,
     *,
     reference: np.ndarray | None = None,
+    units: np.ndarray | None = None,
     count_in_step: float = 1.0,
     progress: float = 0.0,
     truncate: int | None = None,
@@ -80,6 +82,7 @@ def collate(
         groups: rows of the store.
         used: [N, K], which responses to compute.
         reference: [N, K] reference log-probs, nats; zeros where None.
+        units: [N, K], see `Segment.unit`; one a prompt where None.
         truncate: cut responses so that prompt and response have at most so many tokens.
         multiple: the stream is padded up to a multiple of so many tokens.
     """
@@ -98,7 +101,7 @@ def collate(
                 room = None if truncate is None else truncate - len(store.prompt(row))
                 branch, lead = store.branch(row, column)[:room], int(store.untrained[row, column])
                 owner_of_kind[int(kind[number, column])] = (
-                    stream.add_branch(prompt, branch, lead),
+                    stream.add_branch(prompt, branch, lead, 0 if units is None else int(units[row, column])),
                     max(0, len(branch) - lead),
                 )
             table[number, column], num_tokens[number, column] = owner_of_kind[int(kind[number, column])]
@@ -143,13 +146,13 @@ class _Stream:
         self.segments.append(Segment(*span, prompt=span))
         return group, *span
 
-    def add_branch(self, prompt: tuple[int, int, int], tokens: np.ndarray, untrained: int) -> int:
+    def add_branch(self, prompt: tuple[int, int, int], tokens: np.ndarray, untrained: int, unit: int) -> int:
         """Lay down a unique response; its number among all of the pack."""
         group, start, end = prompt
         self.branches += 1
         begin = self.length
         self._extend(tokens, end - start, group, self.branches)
-        self.segments.append(Segment(begin, self.length, (start, end), max(0, len(tokens) - untrained)))
+        self.segments.append(Segment(begin, self.length, (start, end), max(0, len(tokens) - untrained), unit))
         before = np.arange(begin - 1, begin + len(tokens) - 1)
         before[:1] = end - 1  # the first token is predicted by the prompt's last hidden state
         self.parts["predict"].append(before[untrained:])

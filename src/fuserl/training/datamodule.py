@@ -24,6 +24,7 @@ class Split:
     count: np.ndarray  # [N] each prompt's share of the denominator
     plan: Plan
     reference: np.ndarray | None = None  # [N, K] summed reference log-probs, nats
+    units: np.ndarray | None = None  # [N, K] which responses' slopes depend on each other's log-probs
     truncate: int | None = None  # tokens of prompt and response, where responses are cut
     multiple: int = 1  # packs are padded up to a multiple of so many tokens
 
@@ -37,6 +38,7 @@ class Split:
             groups or (min(planned.prompts, key=lambda row: self.cost(row)),),
             self.used if groups else np.zeros_like(self.used),
             reference=self.reference,
+            units=self.units,
             count_in_step=count if count > 0 else 1.0,
             progress=step / max(1, self.plan.steps),
             truncate=self.truncate,

@@ -102,8 +102,21 @@ def influence(objective: Objective, scores: GroupScores) -> np.ndarray:
     return (pull / pull.sum(dim=1, keepdim=True).clamp(min=1e-300)).numpy()
 
 
-def prepare(cfg: DictConfig, template: Template, cache: Path, *, ranks: int) -> Prepared:
+def with_copies(units: np.ndarray, store: TokenStore) -> np.ndarray:
+    """[N, K] `Objective.units`, those of equal responses joined: they share one log-prob."""
+    units, first = np.array(units), np.asarray(store.duplicate_of)
+    for column in range(units.shape[1]):
+        to = np.take_along_axis(units, np.maximum(first[:, [column]], 0), axis=1)
+        same = (units == units[:, [column]]) & (first[:, [column]] >= 0)
+        units = np.where(same, to, units)
+    return units
+
+
+def prepare(cfg: DictConfig, template: Template, cache: Path, *, ranks: int, pack_tokens: int) -> Prepared:
     """Read, tokenise, select and plan.
+
+    Args:
+        pack_tokens: of a pack, where the configuration leaves it open and no group is larger.
 
     Raises:
         FuserlError: the data cannot serve the objective, or nothing is left of it.
@@ -142,8 +155,15 @@ def prepare(cfg: DictConfig, template: Template, cache: Path, *, ranks: int) -> 
     count = totals.count.detach().numpy()
     return Prepared(
         objective=objective,
-        train=Split(store, used, count, _plan(cfg, store, used, rows, ranks), truncate=_truncate(cfg)),
-        validation=_validation(cfg, objective, held_out, ranks) if len(held_out) else None,
+        train=Split(
+            store,
+            used,
+            count,
+            _plan(cfg, store, used, rows, ranks, pack_tokens),
+            units=None if objective.units is None else with_copies(objective.units(scores).numpy(), store),
+            truncate=_truncate(cfg),
+        ),
+        validation=_validation(cfg, objective, held_out, ranks, pack_tokens) if len(held_out) else None,
         slices=Slices(sources, tuple(sorted({*store.domain_names, *held_out.domain_names}))),
         validation_groups=list(islice(sides[1].groups(ReadReport()), cfg.probe.prompts)) if len(held_out) else [],
         tau=tau,
@@ -187,7 +207,7 @@ def _chosen_not_good(
     return chosen_not_good(objective.pairs(trained), verdict, trained.rewards, good_reward=good_reward)
 
 
-def _validation(cfg: DictConfig, objective: Objective, store: TokenStore, ranks: int) -> Split | None:
+def _validation(cfg: DictConfig, objective: Objective, store: TokenStore, ranks: int, pack_tokens: int) -> Split | None:
     """The held-out prompts with what the objective reads, the best response, and every source's best and worst."""
     scores = scores_of(store)
     used = np.array(objective.select(scores), dtype=bool)
@@ -202,7 +222,7 @@ def _validation(cfg: DictConfig, objective: Objective, store: TokenStore, ranks:
     if not len(rows):
         return None
     count = objective.loss(scores, progress=0.0).count.detach().numpy()
-    plan = _plan(cfg, store, used, rows, ranks, once=True)
+    plan = _plan(cfg, store, used, rows, ranks, pack_tokens, once=True)
     return Split(store, used, count, plan)
 
 
@@ -215,11 +235,18 @@ def reported_pairs(objective: Objective, scores: GroupScores) -> Callable[[Group
 
 
 def _plan(
-    cfg: DictConfig, store: TokenStore, used: np.ndarray, rows: np.ndarray, ranks: int, *, once: bool = False
+    cfg: DictConfig,
+    store: TokenStore,
+    used: np.ndarray,
+    rows: np.ndarray,
+    ranks: int,
+    pack_tokens: int,
+    *,
+    once: bool = False,
 ) -> Plan:
     costs = GroupCosts.of(store, used, rows)
     largest = int(costs.tokens.max())
-    max_tokens = max(16384, largest) if cfg.trainer.max_tokens == "auto" else int(cfg.trainer.max_tokens)
+    max_tokens = max(pack_tokens, largest) if cfg.trainer.max_tokens == "auto" else int(cfg.trainer.max_tokens)
     length = {"epochs": 1} if once else {"epochs": cfg.max_epochs, "max_steps": cfg.max_steps}
     return make_plan(
         costs, batch_size=cfg.batch_size, max_tokens=max_tokens, ranks=ranks, seed=cfg.seed, shuffle=not once, **length

@@ -29,6 +29,7 @@ from fuserl.training.prepare import Prepared, prepare, reported_pairs, scores_of
 from fuserl.training.summary import say
 
 PACK_LENGTHS = 8  # on a GPU
+PACK_TOKENS = {"cuda": 16384, "cpu": 4096}  # what `trainer.max_tokens=auto` says; larger packs gain no speed there
 
 
 def device_of(accelerator: str) -> torch.device:
@@ -58,8 +59,11 @@ def _logits_memory(setting: str | float, device: torch.device) -> float:
     return torch.cuda.get_device_properties(device).total_memory / 2**34 if device.type == "cuda" else 0.5
 
 
-def data_of(cfg: DictConfig) -> tuple[Any, Template, Prepared]:
+def data_of(cfg: DictConfig, device: str | None = None) -> tuple[Any, Template, Prepared]:
     """Tokenizer, template, and the data as the run reads it: all that needs no weights.
+
+    Args:
+        device: `cuda` or `cpu`, whose packs are planned; this machine's where None.
 
     Raises:
         FuserlError: data or settings cannot work.
@@ -73,7 +77,9 @@ def data_of(cfg: DictConfig) -> tuple[Any, Template, Prepared]:
     tokenizer = load_tokenizer(cfg.target.path, revision=cfg.target.revision)
     check_vocabulary(cfg.target.path, tokenizer)
     template = load_template(tokenizer, chat_template=cfg.target.chat_template, date_string=cfg.target.date_string)
-    return tokenizer, template, prepare(cfg, template, Path(cfg.cache).expanduser(), ranks=cfg.trainer.devices)
+    tokens = PACK_TOKENS[device or device_of(cfg.trainer.accelerator).type]
+    cache = Path(cfg.cache).expanduser()
+    return tokenizer, template, prepare(cfg, template, cache, ranks=cfg.trainer.devices, pack_tokens=tokens)
 
 
 def _backend(scoring: Scoring) -> str:
