@@ -2,7 +2,8 @@
 
     python benchmarks/memory_worker.py OVERRIDE ...
 
-The peak is the kernel's own high-water mark of resident memory, less what the interpreter took with every library read.
+The peak is the kernel's own high-water mark of resident memory, less what the interpreter took with every library, tokenizer
+and the data before the first weight was read.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import torch
 import transformers.models.auto.modeling_auto  # noqa: F401
 
 from fuserl.settings import compose
+from fuserl.training import setup
 from fuserl.training.group_module import GroupModule
 from fuserl.training.run import train
 
@@ -33,12 +35,11 @@ def forget_peak() -> None:
 
 
 class Watch:
-    """Wraps the module's steps: what a forward leaves behind, and the peak of everything before, in and after steps."""
+    """Wraps the module's steps: the peak of everything before, in and after them."""
 
     def __init__(self) -> None:
-        self.forwards: list[int] = []
         self.peaks: dict[str, int] = {"setup": 0, "validation": 0, "steps": 0, "afterwards": 0}
-        self.phase, self.sizes = "setup", {}
+        self.phase, self.sizes, self.baseline = "setup", {}, 0
 
     def enter(self, phase: str) -> None:
         """Book the peak of the phase that ends."""
@@ -48,15 +49,21 @@ class Watch:
 
     def install(self) -> None:
         """On the module's class."""
+        load = setup.load_policy
+
+        def load_policy(*args, **kwargs):
+            if not self.baseline:
+                self.baseline = resident()
+                forget_peak()
+            return load(*args, **kwargs)
+
+        setup.load_policy = load_policy
         step, validate, end = GroupModule.training_step, GroupModule.validation_step, GroupModule.on_train_end
 
         def training_step(module, *args):
             if self.phase != "steps":
                 self.enter("steps")
-            before = resident()
-            found = step(module, *args)
-            self.forwards.append(resident() - before)
-            return found
+            return step(module, *args)
 
         def validation_step(module, *args):
             if self.phase != "validation":
@@ -82,12 +89,10 @@ def main(overrides: list[str]) -> None:
     """Train and report."""
     cfg, watch = compose("train", overrides), Watch()
     watch.install()
-    baseline = resident()
-    forget_peak()
     train(cfg)
     watch.enter("afterwards")
-    peaks = {phase: peak - baseline for phase, peak in watch.peaks.items()}
-    print("RESULT " + json.dumps({"baseline": baseline, "peaks": peaks, "forward": max(watch.forwards), **watch.sizes}))
+    peaks = {phase: peak - watch.baseline for phase, peak in watch.peaks.items()}
+    print("RESULT " + json.dumps({"baseline": watch.baseline, "peaks": peaks, **watch.sizes}))
 
 
 if __name__ == "__main__":

@@ -37,6 +37,7 @@ def _qwen(layers: int, width: int, inner: int, heads: int, key_heads: int, vocab
 SIZES: dict[str, Callable[[], PretrainedConfig]] = {
     "toy": lambda: _llama(2, 64, 96, 4, 2),
     "tiny": lambda: _llama(6, 384, 1024, 6, 6),
+    "small": lambda: _llama(12, 768, 2048, 12, 12),  # GPT-2's shape
     "0.5b": lambda: _qwen(24, 896, 4864, 14, 2, 151936),  # Qwen2.5-0.5B
     "1b": lambda: _llama(16, 2048, 8192, 32, 8, 128256),  # Llama-3.2-1B
     "3b": lambda: _llama(28, 3072, 8192, 24, 8, 128256),  # Llama-3.2-3B

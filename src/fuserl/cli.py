@@ -14,9 +14,11 @@ from fuserl.settings import compose, config_folder, register_resolvers
 VERBS = {
     "demo": "the whole method on the small world that ships with the package, with a report",
     "train": "train a target on groups of responses",
+    "plan": "what a training run will need: steps, tokens, FLOPs, memory by part, hours; loads no weights",
     "pipeline": "the stages of a recipe in turn, finished ones skipped",
     "doctor": "what this machine can do",
 }
+MODULES = {"train": "run", "plan": "dry_run"}  # where a verb's function is, if not in a module of its name
 
 
 def main() -> None:
@@ -74,7 +76,7 @@ def _function(verb: str) -> Callable:
     """Imports are late, so that `--help` does not wait for torch."""
     from importlib import import_module
 
-    return getattr(import_module(f"fuserl.training.{'run' if verb == 'train' else verb}"), verb)
+    return getattr(import_module(f"fuserl.training.{MODULES.get(verb, verb)}"), verb)
 
 
 if __name__ == "__main__":

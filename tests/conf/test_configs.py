@@ -90,7 +90,7 @@ def test_every_logger_composes(logger):
     assert compose("train", [f"logger={logger}"]) is not None
 
 
-@pytest.mark.parametrize("verb", ["demo", "pipeline", "doctor"])
+@pytest.mark.parametrize("verb", ["demo", "plan", "pipeline", "doctor"])
 def test_every_verb_composes(verb):
     assert compose(verb, []) is not None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,15 @@ def load_policy(
         model = _load(
             AutoModelForCausalLM, path, dtype=_dtype(dtype), revision=revision, trust_remote_code=trust_remote_code
         )
+    return made_ready(model, lora=lora, checkpointing=checkpointing, packing=packing)
+
+
+def made_ready(model: Any, *, lora: dict[str, Any] | None, checkpointing: str, packing: str) -> Any:
+    """A causal LM with our attention, without dropout, with adapters and checkpointing: see `load_policy`.
+
+    Raises:
+        FuserlError: the model cannot be packed or recomputed, or LoRA cannot be set up.
+    """
     if packing == "shared" or (_has_attention_interface(model) and not _has_sinks(model)):
         _use_our_attention(model)
     _without_dropout(model)
@@ -51,6 +61,28 @@ def load_policy(
     if lora:
         model = _with_lora(model, lora, checkpointing=checkpointing != "none")
     return model.train()
+
+
+def model_config(path: str, *, revision: str | None = None) -> Any:
+    """The configuration of a folder or hub name, of an adapter's base for an adapter; no weights are read.
+
+    Raises:
+        FuserlError: there is none.
+    """
+    adapter = Path(path).expanduser() / "adapter_config.json"
+    if adapter.exists():
+        path = json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"]
+    return _load(AutoConfig, path, trust_remote_code=False, revision=revision)
+
+
+def dtype_named(name: str, config: Any) -> torch.dtype:
+    """What `target.dtype` means for a model of this configuration.
+
+    Raises:
+        FuserlError: there is no such dtype.
+    """
+    dtype = _dtype(name)
+    return (getattr(config, "dtype", None) or torch.float32) if dtype == "auto" else dtype
 
 
 def load_tokenizer(path: str, *, revision: str | None = None) -> Any:

@@ -16,3 +16,4 @@ def quiet() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
     for package in ("lightning", "torch", "wandb", "peft"):
         warnings.filterwarnings("ignore", module=package)
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")

@@ -1,0 +1,262 @@
+"""What a run will cost, from its plan and its model's configuration: FLOPs, memory of one device by part, hours, disk."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from fuserl.models.scoring import Packed, Padded, Scoring, rows_within
+from fuserl.models.weightless import weightless
+from fuserl.tokens.collate import PADDING, GroupBatch, collate
+from fuserl.tokens.plan import Plan, first_of_kind, next_fit
+from fuserl.training.datamodule import Split
+from fuserl.training.flops import (
+    Products,
+    Work,
+    forward_flops,
+    recomputed_flops,
+    training_flops,
+    work_by_row,
+    work_of_run,
+)
+from fuserl.training.hardware import Hardware
+from fuserl.training.heap import LIVED_IN, LIVED_IN_BESIDE_ADAPTERS, Heap
+from fuserl.training.prepare import Prepared
+from fuserl.training.rehearsal import Peak, rehearse
+from fuserl.training.setup import PACK_LENGTHS
+
+LOOKED_AT = 64  # steps with the most tokens, among which the largest pack is looked for
+ENTRY = 64  # bytes of the reference cache on disk for one response: key, sum, count, SQLite's own
+MOMENTS = 2  # tensors as large as the weights that AdamW keeps
+HALF = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on one device, by part, at the worst moment of a run."""
+
+    weights: int
+    optimizer: int
+    gradients: int  # of weights, and those on their way through the layers
+    activations: int
+    head: int  # logits, and what the head's gradients need
+    kept: int  # holes of a processor's heap
+    buckets: int  # of gradients on their way to other devices
+    scoring: int  # a validation pack's, while gradients of the last step are alive
+    export: int  # the written model, read back beside the trained one
+    overhead: int  # not the run's: the processor's interpreter, the GPU's context
+
+    @property
+    def step(self) -> int:
+        """At the worst moment of an optimiser step."""
+        mine = self.weights + self.optimizer + self.gradients + self.activations + self.head
+        return self.overhead + mine + self.kept + self.buckets
+
+    @property
+    def peak(self) -> int:
+        """Of the run."""
+        rest = self.overhead + self.weights + self.optimizer + self.buckets
+        return max(self.step, rest + self.scoring, rest + self.export)
+
+
+@dataclass(frozen=True)
+class Time:
+    """Seconds on all devices together, at the stated share of the peak rate."""
+
+    training: float
+    reference: float  # where nothing is cached
+    validation: float
+
+
+class Model:
+    """The policy of a configuration, weightless, and what follows from its shapes alone."""
+
+    def __init__(self, cfg: DictConfig, checkpointing: str) -> None:
+        double = cfg.trainer.precision == "64-true"
+        lora: Any = OmegaConf.to_container(cfg.target.lora) if cfg.target.lora else None
+        self.policy = weightless(
+            cfg.target.path,
+            dtype="float64" if double else cfg.target.dtype,
+            lora=lora,
+            checkpointing=checkpointing,
+            packing=cfg.trainer.packing,
+            revision=cfg.target.revision,
+        )
+        self.products = Products.of(self.policy)
+        weights = list(self.policy.parameters())
+        self.dtype: torch.dtype = weights[0].dtype
+        self.num_parameters = sum(weight.numel() for weight in weights)
+        self.bytes = sum(part.nbytes for part in (*weights, *self.policy.buffers()))
+        self.num_trained = sum(weight.numel() for weight in weights if weight.requires_grad)
+        self.trained_bytes = sum(weight.nbytes for weight in weights if weight.requires_grad)
+
+
+def scoring_of(cfg: DictConfig, policy: Any, hardware: Hardware, *, linear: bool) -> Scoring:
+    """As `Setup` chooses it, on the hardware that is planned for."""
+    if cfg.trainer.packing == "padded":
+        return Padded()
+    setting, gpu = cfg.trainer.logits_memory, hardware.accelerator == "gpu"
+    gib = float(setting) if setting != "auto" else hardware.memory / 2**34 if gpu else 0.5
+    return Packed(backend_of(cfg, policy, hardware), rows_within(gib, policy), linear)
+
+
+def backend_of(cfg: DictConfig, policy: Any, hardware: Hardware) -> str:
+    """The attention kernel that would be chosen, if the best package is installed there."""
+    if cfg.trainer.attention != "auto":
+        return cfg.trainer.attention
+    if hardware.accelerator == "cpu":
+        return "sdpa"
+    half = cfg.trainer.precision in HALF or next(policy.parameters()).dtype.itemsize == 2
+    capped = bool(getattr(policy.config.get_text_config(), "attn_logit_softcapping", None))
+    return "sdpa" if not half else "flex" if capped else "torch_varlen"
+
+
+def rounded(cfg: DictConfig, split: Split, hardware: Hardware) -> Split:
+    """Packs as long as they are on a GPU, which likes few lengths."""
+    if hardware.accelerator == "cpu" or cfg.trainer.packing == "padded":
+        return split
+    return replace(split, multiple=-(-split.plan.max_tokens // (PACK_LENGTHS * PADDING)) * PADDING)
+
+
+def largest_pack(split: Split) -> GroupBatch:
+    """The pack with most tokens, among the steps with most."""
+    plan = split.plan
+    steps = sorted(range(plan.steps), key=plan.tokens_of_step, reverse=True)[:LOOKED_AT]
+    tokens = dict(zip(plan.rows.tolist(), plan.costs.tokens.tolist(), strict=True))
+    _, step, place, rank = max(
+        (sum(tokens[row] for row in pack.groups), -step, place, rank)
+        for step in steps
+        for rank, packs in enumerate(plan.step(step).packs)
+        for place, pack in enumerate(packs)
+    )
+    return split.pack(-step, place, rank)
+
+
+def reference_pack(split: Split) -> GroupBatch:
+    """The largest pack of those that `reference.fill` makes, where nothing is cached."""
+    costs, rows = split.plan.costs.tokens, split.plan.rows
+    packs = next_fit(costs, split.plan.max_tokens)
+    largest = max(packs, key=lambda members: int(costs[members].sum()))
+    return collate(split.store, rows[largest].tolist(), split.used, truncate=split.truncate)
+
+
+def memory_of(cfg: DictConfig, model: Model, prepared: Prepared, hardware: Hardware) -> Memory:
+    """By a rehearsal of one step."""
+    plan, devices = prepared.train.plan, cfg.trainer.devices
+    splits = [split for split in (prepared.train, prepared.validation) if split]
+    before = [reference_pack(split) for split in splits] if prepared.objective.uses_reference else []
+    before += [largest_pack(prepared.validation)] if prepared.validation else []
+    scoring = scoring_of(cfg, model.policy, hardware, linear=prepared.objective.linear)
+    peak: Peak = rehearse(
+        model.policy,
+        scoring,
+        largest_pack(rounded(cfg, prepared.train, hardware)),
+        before=before,
+        keeps_gradients=plan.packs_per_step > 1,
+        half=HALF.get(cfg.trainer.precision),
+        heap=heap_of(model, hardware),
+    )
+    return Memory(
+        weights=model.bytes,
+        optimizer=MOMENTS * model.trained_bytes,
+        gradients=max(peak.gradients, 0),
+        activations=peak.activations,
+        head=peak.head,
+        kept=peak.kept,
+        buckets=model.trained_bytes if devices > 1 else 0,
+        scoring=model.trained_bytes + peak.scoring,
+        export=model.bytes,
+        overhead=int(hardware.overhead),
+    )
+
+
+def heap_of(model: Model, hardware: Hardware) -> Heap | None:
+    """A processor's; a GPU's allocator hardly leaves holes."""
+    if hardware.accelerator != "cpu":
+        return None
+    return Heap(LIVED_IN if model.num_trained == model.num_parameters else LIVED_IN_BESIDE_ADAPTERS)
+
+
+@dataclass(frozen=True)
+class Amounts:
+    """Of the whole run, over all devices."""
+
+    steps: int
+    packs: int
+    prompts: int
+    responses: int
+    tokens_computed: int
+    tokens_naive: int
+    tokens_trained: int
+    attended_pairs: int  # summed over layers
+    useful_flops: int
+    recomputed_flops: int
+    reference_flops: int
+    validation_flops: int
+    token_store_bytes: int
+    reference_cache_bytes: int
+
+
+def amounts_of(cfg: DictConfig, model: Model, prepared: Prepared, tokens_naive: int) -> Amounts:
+    """Counted from the plan."""
+    train, held_out, products = prepared.train, prepared.validation, model.products
+    plan, windows = train.plan, products.windows
+    rows = work_by_row(train, windows)
+    work = work_of_run(plan, rows)
+    scored = (
+        Work(*map(int, work_by_row(held_out, windows)[held_out.plan.rows].sum(axis=0))) if held_out else Work(0, 0, 0)
+    )
+    once = Work(*map(int, rows[plan.rows].sum(axis=0)))
+    uses_reference = prepared.objective.uses_reference
+    entries = sum(_unique_responses(split) for split in (train, held_out) if split) if uses_reference else 0
+    return Amounts(
+        steps=plan.steps,
+        packs=plan.steps * plan.packs_per_step * plan.ranks,
+        prompts=len(plan.rows),
+        responses=int(train.used[plan.rows].sum()),
+        tokens_computed=sum(plan.tokens_of_step(step) for step in range(plan.steps)),
+        tokens_naive=tokens_naive,
+        tokens_trained=work.trained,
+        attended_pairs=work.attended,
+        useful_flops=training_flops(products, work),
+        recomputed_flops=recomputed_flops(products, work) if cfg.target.checkpointing == "full" else 0,
+        reference_flops=forward_flops(products, once) + forward_flops(products, scored) if uses_reference else 0,
+        validation_flops=validations(cfg, plan) * forward_flops(products, scored),
+        token_store_bytes=sum(_folder_bytes(split) for split in (train, held_out) if split),
+        reference_cache_bytes=ENTRY * entries,
+    )
+
+
+def _unique_responses(split: Split) -> int:
+    return int(np.asarray(first_of_kind(split.store, split.used, split.plan.rows)).sum())
+
+
+def _folder_bytes(split: Split) -> int:
+    return sum(file.stat().st_size for file in split.store.folder.iterdir())
+
+
+def validations(cfg: DictConfig, plan: Plan) -> int:
+    """Before, during and after training."""
+    every = max(1, plan.steps // 8) if cfg.trainer.val_every == "auto" else int(cfg.trainer.val_every)
+    return 1 + math.ceil(plan.steps / every)
+
+
+def time_of(amounts: Amounts, rate: float, mfu: float, devices: int) -> Time:
+    """At `mfu` of a device's peak `rate` (FLOP/s); what is recomputed takes time without being useful."""
+    speed = rate * mfu * devices
+    return Time(
+        (amounts.useful_flops + amounts.recomputed_flops) / speed,
+        amounts.reference_flops / speed,
+        amounts.validation_flops / speed,
+    )
+
+
+def as_dict(part: Any) -> dict[str, Any]:
+    """For JSON."""
+    found = asdict(part)
+    return found | {"step": part.step, "peak": part.peak} if isinstance(part, Memory) else found
