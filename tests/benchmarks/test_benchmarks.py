@@ -17,9 +17,10 @@ import torch
 
 sys.path.append(str(tests_kit.ROOT))
 
-from benchmarks import flops, kit, sweep, tokenising, turns
+from benchmarks import flops, kit, plan_memory, sweep, tokenising, turns
 from benchmarks.groups import Lengths
 from benchmarks.turns import Run
+from fuserl.training.estimate import Memory
 
 needs_trl = pytest.mark.skipif(find_spec("trl") is None, reason="needs the extra `bench`")
 GROUPS = [Lengths(10, (3, 5)), Lengths(4, (6, 6))]
@@ -153,3 +154,24 @@ def test_every_script_has_its_row_in_the_readme():
     readme = (folder / "README.md").read_text()
     scripts = {path.stem for path in folder.glob("*.py") if '"__main__"' in path.read_text()}
     assert {name for name in scripts if not name.endswith("_worker")} <= set(re.findall(r"benchmarks\.(\w+)", readme))
+
+
+@pytest.mark.slow
+def test_a_plan_is_held_against_a_run(tmp_path):
+    """On toy sizes libraries outweigh the run: the numbers are there, but not close."""
+    small = ["--prompts", "2", "--steps", "1", "--cases", "sft", "dpo, checkpointing full", "--within", "20"]
+    text = run_script("plan_memory", tmp_path, *small)
+    assert "| dpo, checkpointing full | toy |" in text
+    assert len(re.findall(r"\*\*\d+\.\d\d\*\*", text)) == 4
+
+
+@pytest.mark.parametrize(("factor", "fits"), [(0.86, True), (1.14, True), (0.84, False), (1.16, False)])
+def test_a_bad_prediction_is_refused(factor, fits):
+    measured = {"peaks": {"setup": 5, "steps": round(100 / factor * 10**6), "afterwards": 7}}
+    memory = Memory(60 * 10**6, 20 * 10**6, 10 * 10**6, 5 * 10**6, 5 * 10**6, 0, 0, 0, 0, 9)
+    found = {"a case": plan_memory.Found(memory, 1, measured, 9)}
+    if fits:
+        plan_memory.check(found, 0.15)
+        return
+    with pytest.raises(AssertionError, match="a case: step"):
+        plan_memory.check(found, 0.15)

@@ -17,8 +17,10 @@ from fuserl.models.load import load_policy
 from fuserl.settings import compose, config_folder
 from fuserl.training import optim
 from fuserl.training.dry_run import plan
+from fuserl.training.estimate import largest_pack
 from fuserl.training.heap import Heap
 from fuserl.training.run import train
+from fuserl.training.setup import data_of
 
 OBJECTIVES = sorted(path.stem for path in (config_folder() / "objective").glob("*.yaml"))
 PRESETS = sorted(path.stem for path in (config_folder() / "hardware").glob("*.yaml"))
@@ -150,6 +152,16 @@ def _states(policy) -> int:
     return sum(value.nbytes for value in states)
 
 
+def test_another_reference_is_there_before_training(planned, target):
+    alone, beside = (
+        planned("objective=fusepo_dpo", f"reference.path={path}").memory["none"] for path in ("null", target)
+    )
+    assert beside.scoring == alone.scoring + alone.weights
+    assert beside.step == alone.step
+    simpo = planned("objective=fusepo_simpo", f"reference.path={target}").memory["none"]
+    assert simpo.scoring == planned("objective=fusepo_simpo").memory["none"].scoring
+
+
 def test_adapters_alone_have_gradients_and_states(planned, target):
     found = planned(LORA, "target.checkpointing=full")
     assert 0 < found.num_trained < found.num_parameters
@@ -213,6 +225,29 @@ def test_more_work_takes_more_time(planned):
     full = planned("target.checkpointing=full", "plan.mfu=0.4")
     assert full.amounts.useful_flops == one.amounts.useful_flops
     assert full.time.training > one.time.training
+
+
+def test_padded_forwards_compute_prompts_again(planned):
+    shared, padded = (planned(f"trainer.packing={way}", "hardware=h100") for way in ("shared", "padded"))
+    assert padded.amounts.useful_flops == shared.amounts.useful_flops
+    assert padded.amounts.extra_flops > 0 == shared.amounts.extra_flops
+    assert padded.time.training > shared.time.training
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_the_largest_pack_is_the_largest(padded, settings):
+    cfg = compose("plan", settings("trainer.max_tokens=256", "objective=fusesft"))
+    *_, prepared = data_of(cfg, "cpu")
+    split = prepared.train
+
+    def size(batch) -> int:
+        rows = [int(s.end - s.start + s.prompt[1] - s.prompt[0]) for s in batch.segments if not s.is_prompt]
+        return len(rows) * max(rows) if padded else sum(s.end - s.start for s in batch.segments)
+
+    packs = [
+        split.pack(step, place, 0) for step in range(split.plan.steps) for place in range(split.plan.packs_per_step)
+    ]
+    assert size(largest_pack(split, padded=padded)) == max(map(size, packs))
 
 
 @pytest.mark.parametrize(

@@ -174,8 +174,8 @@ def score_padded(model: nn.Module, batch: GroupBatch) -> Float[Tensor, " U"]:
         trained[number, : len(row)] = is_trained
     mask[:, 0] = 1
     logits = base(input_ids=ids, attention_mask=mask, use_cache=False).logits
-    logps = logits[:, :-1].to(torch.promote_types(torch.float32, logits.dtype)).log_softmax(-1)
-    chosen = logps.gather(2, ids[:, 1:, None]).squeeze(2)
+    logps = logits.to(torch.promote_types(torch.float32, logits.dtype)).log_softmax(-1)
+    chosen = logps.gather(2, ids[:, 1:, None]).squeeze(2)  # cutting the last position off would cost a copy
     return torch.where(trained[:, 1:], chosen, 0.0).sum(dim=1)[: max(len(rows), 1)]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -47,7 +48,7 @@ class Memory:
     head: int  # logits, and what the head's gradients need
     kept: int  # holes of a processor's heap
     buckets: int  # of gradients on their way to other devices
-    scoring: int  # a validation pack's, while gradients of the last step are alive
+    scoring: int  # a pack's without gradients, beside those of the last step and a reference of another model
     export: int  # the written model, read back beside the trained one
     overhead: int  # not the run's: the processor's interpreter, the GPU's context
 
@@ -123,13 +124,26 @@ def rounded(cfg: DictConfig, split: Split, hardware: Hardware) -> Split:
     return replace(split, multiple=-(-split.plan.max_tokens // (PACK_LENGTHS * PADDING)) * PADDING)
 
 
-def largest_pack(split: Split) -> GroupBatch:
+def pack_size(split: Split, rows: Sequence[int], *, padded: bool) -> int:
+    """Tokens that a pack of these groups computes; padded: its responses, each as long as the longest with its prompt."""
+    if not len(rows):
+        return 0
+    at = np.asarray(rows)
+    first = first_of_kind(split.store, split.used, at)
+    prompt = np.asarray(split.store.prompt_tokens)[at][:, None]
+    branch = np.asarray(split.store.branch_tokens)[at]
+    if split.truncate is not None:
+        branch = np.minimum(branch, split.truncate - prompt)
+    branch = np.where(first, branch, 0)
+    return int(first.sum() * (prompt + branch).max() if padded else prompt.sum() + branch.sum())
+
+
+def largest_pack(split: Split, *, padded: bool) -> GroupBatch:
     """The pack with most tokens, among the steps with most."""
     plan = split.plan
     steps = sorted(range(plan.steps), key=plan.tokens_of_step, reverse=True)[:LOOKED_AT]
-    tokens = dict(zip(plan.rows.tolist(), plan.costs.tokens.tolist(), strict=True))
     _, step, place, rank = max(
-        (sum(tokens[row] for row in pack.groups), -step, place, rank)
+        (pack_size(split, pack.groups, padded=padded), -step, place, rank)
         for step in steps
         for rank, packs in enumerate(plan.step(step).packs)
         for place, pack in enumerate(packs)
@@ -137,25 +151,25 @@ def largest_pack(split: Split) -> GroupBatch:
     return split.pack(-step, place, rank)
 
 
-def reference_pack(split: Split) -> GroupBatch:
+def reference_pack(split: Split, *, padded: bool) -> GroupBatch:
     """The largest pack of those that `reference.fill` makes, where nothing is cached."""
-    costs, rows = split.plan.costs.tokens, split.plan.rows
-    packs = next_fit(costs, split.plan.max_tokens)
-    largest = max(packs, key=lambda members: int(costs[members].sum()))
-    return collate(split.store, rows[largest].tolist(), split.used, truncate=split.truncate)
+    rows = split.plan.rows
+    packs = [rows[members].tolist() for members in next_fit(split.plan.costs.tokens, split.plan.max_tokens)]
+    largest = max(packs, key=lambda members: pack_size(split, members, padded=padded))
+    return collate(split.store, largest, split.used, truncate=split.truncate)
 
 
 def memory_of(cfg: DictConfig, model: Model, prepared: Prepared, hardware: Hardware) -> Memory:
     """By a rehearsal of one step."""
-    plan, devices = prepared.train.plan, cfg.trainer.devices
+    plan, devices, padded = prepared.train.plan, cfg.trainer.devices, cfg.trainer.packing == "padded"
     splits = [split for split in (prepared.train, prepared.validation) if split]
-    before = [reference_pack(split) for split in splits] if prepared.objective.uses_reference else []
-    before += [largest_pack(prepared.validation)] if prepared.validation else []
+    before = [reference_pack(split, padded=padded) for split in splits] if prepared.objective.uses_reference else []
+    before += [largest_pack(prepared.validation, padded=padded)] if prepared.validation else []
     scoring = scoring_of(cfg, model.policy, hardware, linear=prepared.objective.linear)
     peak: Peak = rehearse(
         model.policy,
         scoring,
-        largest_pack(rounded(cfg, prepared.train, hardware)),
+        largest_pack(rounded(cfg, prepared.train, hardware), padded=padded),
         before=before,
         keeps_gradients=plan.packs_per_step > 1,
         half=HALF.get(cfg.trainer.precision),
@@ -169,10 +183,20 @@ def memory_of(cfg: DictConfig, model: Model, prepared: Prepared, hardware: Hardw
         head=peak.head,
         kept=peak.kept,
         buckets=model.trained_bytes if devices > 1 else 0,
-        scoring=model.trained_bytes + peak.scoring,
+        scoring=model.trained_bytes + peak.scoring + other_reference(cfg, prepared),
         export=model.bytes,
         overhead=int(hardware.overhead),
     )
+
+
+def other_reference(cfg: DictConfig, prepared: Prepared) -> int:
+    """Bytes of the model that scores as reference, where it is not the policy."""
+    if not cfg.reference.path or not prepared.objective.uses_reference:
+        return 0
+    dtype = "float64" if cfg.trainer.precision == "64-true" else cfg.target.dtype
+    packing = cfg.trainer.packing
+    model = weightless(cfg.reference.path, dtype=dtype, lora=None, checkpointing="none", packing=packing, revision=None)
+    return sum(part.nbytes for part in (*model.parameters(), *model.buffers()))
 
 
 def heap_of(model: Model, hardware: Hardware) -> Heap | None:
@@ -195,7 +219,7 @@ class Amounts:
     tokens_trained: int
     attended_pairs: int  # summed over layers
     useful_flops: int
-    recomputed_flops: int
+    extra_flops: int  # what is computed more than once
     reference_flops: int
     validation_flops: int
     token_store_bytes: int
@@ -205,13 +229,13 @@ class Amounts:
 def amounts_of(cfg: DictConfig, model: Model, prepared: Prepared, tokens_naive: int) -> Amounts:
     """Counted from the plan."""
     train, held_out, products = prepared.train, prepared.validation, model.products
-    plan, windows = train.plan, products.windows
-    rows = work_by_row(train, windows)
-    work = work_of_run(plan, rows)
-    scored = (
-        Work(*map(int, work_by_row(held_out, windows)[held_out.plan.rows].sum(axis=0))) if held_out else Work(0, 0, 0)
-    )
-    once = Work(*map(int, rows[plan.rows].sum(axis=0)))
+    plan, windows, apart = train.plan, products.windows, cfg.trainer.packing == "padded"
+    work = work_of_run(plan, work_by_row(train, windows))
+    rows = work_by_row(train, windows, apart=apart)
+    done = work_of_run(plan, rows)
+    again = recomputed_flops(products, done) if cfg.target.checkpointing == "full" else 0
+    once = _sum(rows[plan.rows])
+    scored = _sum(work_by_row(held_out, windows, apart=apart)[held_out.plan.rows]) if held_out else Work(0, 0, 0)
     uses_reference = prepared.objective.uses_reference
     entries = sum(_unique_responses(split) for split in (train, held_out) if split) if uses_reference else 0
     return Amounts(
@@ -224,12 +248,16 @@ def amounts_of(cfg: DictConfig, model: Model, prepared: Prepared, tokens_naive: 
         tokens_trained=work.trained,
         attended_pairs=work.attended,
         useful_flops=training_flops(products, work),
-        recomputed_flops=recomputed_flops(products, work) if cfg.target.checkpointing == "full" else 0,
+        extra_flops=training_flops(products, done) - training_flops(products, work) + again,
         reference_flops=forward_flops(products, once) + forward_flops(products, scored) if uses_reference else 0,
         validation_flops=validations(cfg, plan) * forward_flops(products, scored),
         token_store_bytes=sum(_folder_bytes(split) for split in (train, held_out) if split),
         reference_cache_bytes=ENTRY * entries,
     )
+
+
+def _sum(by_row: np.ndarray) -> Work:
+    return Work(*map(int, by_row.sum(axis=0)))
 
 
 def _unique_responses(split: Split) -> int:
@@ -250,7 +278,7 @@ def time_of(amounts: Amounts, rate: float, mfu: float, devices: int) -> Time:
     """At `mfu` of a device's peak `rate` (FLOP/s); what is recomputed takes time without being useful."""
     speed = rate * mfu * devices
     return Time(
-        (amounts.useful_flops + amounts.recomputed_flops) / speed,
+        (amounts.useful_flops + amounts.extra_flops) / speed,
         amounts.reference_flops / speed,
         amounts.validation_flops / speed,
     )
