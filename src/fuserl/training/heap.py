@@ -8,8 +8,8 @@ LARGEST = 32 * 2**20  # bytes; larger blocks are mapped one by one and go back t
 TRIM = 2 * LARGEST  # bytes free at the top, from which on it goes back
 SLIVER = 64 + 32  # asked for on top of a block, to find a place in it that is aligned to 64 bytes
 # Share of the slivers that small objects settle in, chosen so that measured runs are met (benchmarks/plan_memory.py).
-LIVED_IN = 0.5
-LIVED_IN_BESIDE_ADAPTERS = 0.75  # their many small products leave more of them
+LIVED_IN = 0.6
+LIVED_IN_BESIDE_ADAPTERS = 0.8  # their many small products leave more of them
 
 
 class Heap:
