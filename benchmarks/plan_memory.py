@@ -29,7 +29,7 @@ from fuserl.training.hardware import Hardware
 from fuserl.training.setup import data_of
 
 FORM = """
-{prompts} prompts with 8 responses of zeroeval_multi a step, two steps, {threads} threads. Of a run: the largest resident memory less
+{prompts} prompts with 8 responses of zeroeval_multi a step (padded 2, for packs of 8192 tokens 8), {threads} threads. Of a run: the largest resident memory less
 {baseline:.0f} MiB that the interpreter with its libraries takes, MiB. Of the plan: what `fuserl plan` says of the same settings, less
 `hardware.overhead_gib`. Ratio: predicted / measured; asserted to be {least:.2f} to {most:.2f}, but for bf16-mixed: a processor's
 kernels for bf16 copy their operands out of sight, which the plan does not know.
