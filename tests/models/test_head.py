@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from fuserl.models.head import Head, LossAt, few, head_loss, spans_of, token_logps
+from fuserl.models.head import Head, LossAt, head_loss, token_logps
 from fuserl.models.scoring import Packed, score_batch, table
+from fuserl.models.spans import few, spans_of
 from fuserl.objectives.pairing import best_and_worst_of_each_source
 from fuserl.objectives.preference import fusepo_dpo, fusepo_simpo
 from fuserl.objectives.rloo import fusepo_rloo

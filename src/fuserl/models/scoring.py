@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from fuserl.errors import FuserlError
 from fuserl.models.attention import packing
-from fuserl.models.head import Head, LossAt, Span, Workspace, few, head_loss, spans_of, token_logps
+from fuserl.models.head import Head, LossAt, Workspace, head_loss, token_logps
 from fuserl.models.layout import PackLayout
+from fuserl.models.spans import Span, few, spans_of
 from fuserl.objectives.terms import GroupScores, Totals
 from fuserl.tokens.collate import GroupBatch, Segment
 
