@@ -26,6 +26,7 @@ from benchmarks.ours_worker import overrides
 from benchmarks.turns import TOLERANCE
 from benchmarks.ways import forward_backward, require_exact
 from fuserl.models.scoring import Packed, causal_lm, decoder, trained_states
+from fuserl.models.spans import size_of, spans_of
 from fuserl.settings import compose
 from fuserl.tokens.collate import GroupBatch, collate
 from fuserl.training import optim
@@ -67,7 +68,8 @@ def shapes_of(model: Any, pack: GroupBatch, rows: int) -> list[Shape]:
     linear = [module.weight.shape for module in decoder(base).modules() if isinstance(module, nn.Linear)]
     found = [Shape(len(pack.input_ids), k, n, times) for (n, k), times in Counter(linear).items()]
     (vocabulary, width), trained = base.get_output_embeddings().weight.shape, len(pack.labels)
-    slices = Counter(min(rows, trained - start) for start in range(0, trained, rows))
+    slices = Counter(size_of(piece) for span in spans_of(pack.segments, len(pack.row), rows) for piece in span.pieces)
+    assert sum(tokens * times for tokens, times in slices.items()) == trained
     return found + [Shape(tokens, width, vocabulary, times) for tokens, times in slices.items()]
 
 
@@ -125,7 +127,7 @@ def measure(task: Task, arguments: argparse.Namespace, folder: Path) -> list[str
     assert isinstance(scoring, Packed)
     loss = partial(setup.prepared.objective.loss, progress=0.0)
     small = smallest_pack(setup)
-    gap = require_exact(setup.policy, scoring, small, loss, arguments.dtype)
+    gap = require_exact(setup.policy, scoring, small, arguments.dtype)
     packs = [split.pack(0, position, 0).to(setup.device) for position in range(split.plan.packs_per_step)]
     model = Products.of(setup.policy)
     flops = training_flops(model, work_of_step(split.plan, work_by_row(split, model.windows), 0))
