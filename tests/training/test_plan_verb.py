@@ -210,7 +210,7 @@ def test_ways_out_are_settings_that_help(settings, planned):
 
 
 def test_what_fits_needs_no_way_out(planned, capsys):
-    assert planned().ways == []
+    assert not planned().ways
     assert "DOES NOT FIT" not in capsys.readouterr().out
     planned("hardware.memory_gib=0.5")
     assert "DOES NOT FIT" in capsys.readouterr().out

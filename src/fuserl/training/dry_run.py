@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -56,12 +57,13 @@ class Findings:
     amounts: Amounts
     memory: dict[str, Memory]  # activation checkpointing -> bytes of one device
     time: Time
-    ways: list[Way]
+    fits: bool
     hardware: Hardware
     num_parameters: int
     num_trained: int
     pack_tokens: int
     uses_reference: bool
+    ways: Sequence[Way] = ()  # out, where it does not fit
 
 
 def plan(cfg: DictConfig) -> Findings:
@@ -79,6 +81,9 @@ def plan(cfg: DictConfig) -> Findings:
     *_, prepared = data_of(cfg, DEVICES[hardware.accelerator])
     found = findings(cfg, prepared, hardware)
     show(cfg, prepared, found)
+    if not found.fits:  # takes longest, so what is known is told first
+        found = replace(found, ways=ways_out(cfg, prepared, hardware, found.memory[cfg.target.checkpointing].peak))
+        show_ways(found)
     if cfg.output:
         write(cfg, prepared, found, Path(cfg.output))
     return found
@@ -93,9 +98,8 @@ def findings(cfg: DictConfig, prepared: Prepared, hardware: Hardware) -> Finding
     rate = hardware.rate(cfg.trainer.precision, model.dtype)
     time = time_of(amounts, rate, cfg.plan.mfu, cfg.trainer.devices)
     fits = memory[chosen].peak <= hardware.memory
-    ways = [] if fits else ways_out(cfg, prepared, hardware)
     return Findings(
-        amounts, memory, time, ways, hardware, model.num_parameters, model.num_trained, len(pack.input_ids),
+        amounts, memory, time, fits, hardware, model.num_parameters, model.num_trained, len(pack.input_ids),
         prepared.objective.uses_reference,
     )  # fmt: skip
 
@@ -110,9 +114,13 @@ def show(cfg: DictConfig, prepared: Prepared, found: Findings) -> None:
     console.print(_memory_table(cfg, found))
     console.print(_table("time", _time_rows(cfg, found)))
     console.print(_verdict(cfg, found))
-    if found.ways:
-        rows = [(way.override, f"{_gib(way.peak)} GiB{', fits' if way.fits else ''}", way.why) for way in found.ways]
-        console.print(_table("ways out, each on top of those before it", rows))
+
+
+def show_ways(found: Findings) -> None:
+    """What to change."""
+    rows = [(way.override, f"{_gib(way.peak)} GiB{', fits' if way.fits else ''}", way.why) for way in found.ways]
+    console = Console(highlight=False, markup=False, soft_wrap=True)
+    console.print(_table("ways out, each on top of those before it", rows))
 
 
 def _run_rows(cfg: DictConfig, prepared: Prepared, found: Findings) -> list[tuple[str, str, str]]:
@@ -183,7 +191,7 @@ def _time_rows(cfg: DictConfig, found: Findings) -> list[tuple[str, str, str]]:
 def _verdict(cfg: DictConfig, found: Findings) -> str:
     peak, has = found.memory[cfg.target.checkpointing].peak, found.hardware.memory
     text = f"{_gib(peak)} of {_gib(has)} GiB on {found.hardware.name}"
-    return f"fits: {text}" if peak <= has else f"DOES NOT FIT: {text}"
+    return f"fits: {text}" if found.fits else f"DOES NOT FIT: {text}"
 
 
 def write(cfg: DictConfig, prepared: Prepared, found: Findings, folder: Path) -> None:
@@ -202,7 +210,7 @@ def write(cfg: DictConfig, prepared: Prepared, found: Findings, folder: Path) ->
         "memory_bytes": as_dict(found.memory[chosen]),
         "memory_bytes_by_checkpointing": {way: as_dict(memory) for way, memory in found.memory.items()},
         "hardware": as_dict(found.hardware),
-        "fits": found.memory[chosen].peak <= found.hardware.memory,
+        "fits": found.fits,
         "mfu": cfg.plan.mfu,
         "seconds": as_dict(found.time),
         "ways_out": [as_dict(way) for way in found.ways],

@@ -46,7 +46,7 @@ def smaller_packs(cfg: DictConfig, prepared: Prepared) -> Iterator[tuple[str, st
 def fewer_logits(cfg: DictConfig, prepared: Prepared) -> Iterator[tuple[str, str]]:
     """Slices of the head."""
     if cfg.trainer.logits_memory == "auto" or cfg.trainer.logits_memory > 0.25:
-        yield "trainer.logits_memory=0.25", "fewer logits at a time: large groups go through the head twice"
+        yield "trainer.logits_memory=0.25", "fewer logits at a time: what needs more goes through the head twice"
 
 
 def half_weights(cfg: DictConfig, prepared: Prepared) -> Iterator[tuple[str, str]]:
@@ -67,10 +67,14 @@ WAYS: tuple[Propose, ...] = (
 )  # fmt: skip
 
 
-def ways_out(cfg: DictConfig, prepared: Prepared, hardware: Hardware) -> list[Way]:
-    """Changes in order, until the run fits; then the devices on which it fits as it is."""
+def ways_out(cfg: DictConfig, prepared: Prepared, hardware: Hardware, peak: int) -> list[Way]:
+    """Changes in order, until the run fits; then the devices on which it fits as it is.
+
+    Args:
+        peak: bytes of one device as it is.
+    """
     taken: list[Way] = []
-    now, least = cfg, reckon(cfg, prepared, hardware).peak
+    now, least = cfg, peak
     for propose in WAYS:
         for way, changed in _best(propose, now, least, prepared, hardware):
             taken, now, least = [*taken, way], changed, way.peak
