@@ -22,7 +22,7 @@ def attend(
         return F.scaled_dot_product_attention(
             query, key, value, attn_mask=mask, scale=scaling, enable_gqa=query.shape[1] != key.shape[1]
         )
-    key, value = (_for_every_head(query, states) for states in (key, value))
+    key, value = (for_every_head(query, states) for states in (key, value))
     logits = softcap * torch.tanh(query @ key.transpose(-1, -2) * scaling / softcap)
     if mask is not None:
         logits = logits.masked_fill(~mask, torch.finfo(logits.dtype).min)
@@ -59,12 +59,13 @@ def attend_pack(
         layout.derived["pieces", window] = list(pieces_of(layout, window))
     pieces = layout.derived["pieces", window]
     if query.device.type == "cpu" and softcap is None and query.shape[-1] == value.shape[-1]:
-        key, value = (_for_every_head(query, states) for states in (key, value))
+        key, value = (for_every_head(query, states) for states in (key, value))
         return PackAttention.apply(query, key, value, pieces, scaling)
     return _differentiable(query, key, value, pieces, scaling, softcap)
 
 
-def _for_every_head(query: Tensor, states: Tensor) -> Tensor:
+def for_every_head(query: Tensor, states: Tensor) -> Tensor:
+    """Keys or values [1, H_kv, T, D], those of grouped queries repeated: [1, H, T, D]."""
     repeat = query.shape[1] // states.shape[1]
     return states if repeat == 1 else states.repeat_interleave(repeat, dim=1)
 

@@ -12,7 +12,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, AutoModelFo
 from fuserl.models import attention
 from fuserl.models.layout import PackLayout
 from fuserl.models.load import dtype_named, made_ready, model_config
-from fuserl.models.sdpa import _for_every_head
+from fuserl.models.sdpa import for_every_head
 from fuserl.tokens.collate import Segment
 
 NAME = "fuserl_weightless"
@@ -55,7 +55,7 @@ def _stand_in(
         dtype = torch.get_autocast_dtype(query.device.type)
         query, key, value = (states.to(dtype) for states in (query, key, value))
     if pack is None or pack.backend == "sdpa":
-        key, value = (_for_every_head(query, states) for states in (key, value))
+        key, value = (for_every_head(query, states) for states in (key, value))
     elif pack.backend != "flex":  # keys are gathered, a prompt's once for each of its responses
         index = _gathered(pack)
         key, value = (states.index_select(2, index) for states in (key, value))

@@ -92,19 +92,17 @@ def collate(
     kind = np.asarray(store.duplicate_of)[rows]
     stream = _Stream()
     table = np.full(valid.shape, -1, dtype=np.int64)
-    num_tokens = np.zeros(valid.shape, dtype=np.int64)
     for number, row in enumerate(rows.tolist()):
         prompt = stream.add_prompt(store.prompt(row), number)
-        owner_of_kind: dict[int, tuple[int, int]] = {}
+        room = None if truncate is None else truncate - len(store.prompt(row))
+        owner_of_kind: dict[int, int] = {}
         for column in np.flatnonzero(valid[number]).tolist():
             if first[number, column]:
-                room = None if truncate is None else truncate - len(store.prompt(row))
                 branch, lead = store.branch(row, column)[:room], int(store.untrained[row, column])
-                owner_of_kind[int(kind[number, column])] = (
-                    stream.add_branch(prompt, branch, lead, 0 if units is None else int(units[row, column])),
-                    max(0, len(branch) - lead),
-                )
-            table[number, column], num_tokens[number, column] = owner_of_kind[int(kind[number, column])]
+                unit = 0 if units is None else int(units[row, column])
+                owner_of_kind[int(kind[number, column])] = stream.add_branch(prompt, branch, lead, unit)
+            table[number, column] = owner_of_kind[int(kind[number, column])]
+    trained = np.array([branch.trained for branch in stream.segments if not branch.is_prompt] + [0], dtype=np.int64)
     stream.pad(-stream.length % multiple, len(rows))
     width = max(1, int(np.flatnonzero(np.asarray(store.valid)[rows].any(axis=0)).max(initial=0)) + 1)
 
@@ -118,7 +116,7 @@ def collate(
         reference_logps=column_of(reference_rows.astype(np.float64)),
         rewards=column_of(np.asarray(store.rewards)[rows].astype(np.float64)),
         given=column_of(np.asarray(store.given)[rows].astype(np.float64)),
-        num_tokens=column_of(num_tokens),
+        num_tokens=column_of(trained[table]),  # -1 is the last, 0
         source=column_of(np.asarray(store.source)[rows].astype(np.int64).clip(min=0)),
         valid=column_of(valid),
         index=torch.from_numpy(rows),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -13,8 +13,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from fuserl.models.scoring import Packed, Padded, Scoring, rows_within
 from fuserl.models.weightless import weightless
-from fuserl.tokens.collate import PADDING, GroupBatch, collate
+from fuserl.tokens.collate import GroupBatch, collate
 from fuserl.tokens.plan import Plan, first_of_kind, next_fit
+from fuserl.training.callbacks.build import every
 from fuserl.training.datamodule import Split
 from fuserl.training.flops import (
     Products,
@@ -29,7 +30,7 @@ from fuserl.training.hardware import Hardware
 from fuserl.training.heap import LIVED_IN, LIVED_IN_BESIDE_ADAPTERS, Heap
 from fuserl.training.prepare import Prepared
 from fuserl.training.rehearsal import Peak, rehearse
-from fuserl.training.setup import PACK_LENGTHS
+from fuserl.training.setup import dtype_of, logits_gib, rounded_up
 
 LOOKED_AT = 64  # steps with the most tokens, among which the largest pack is looked for
 ENTRY = 64  # bytes of the reference cache on disk for one response: key, sum, count, SQLite's own
@@ -78,11 +79,10 @@ class Model:
     """The policy of a configuration, weightless, and what follows from its shapes alone."""
 
     def __init__(self, cfg: DictConfig, checkpointing: str) -> None:
-        double = cfg.trainer.precision == "64-true"
         lora: Any = OmegaConf.to_container(cfg.target.lora) if cfg.target.lora else None
         self.policy = weightless(
             cfg.target.path,
-            dtype="float64" if double else cfg.target.dtype,
+            dtype=dtype_of(cfg),
             lora=lora,
             checkpointing=checkpointing,
             packing=cfg.trainer.packing,
@@ -101,8 +101,7 @@ def scoring_of(cfg: DictConfig, policy: Any, hardware: Hardware, *, linear: bool
     """As `Setup` chooses it, on the hardware that is planned for."""
     if cfg.trainer.packing == "padded":
         return Padded()
-    setting, gpu = cfg.trainer.logits_memory, hardware.accelerator == "gpu"
-    gib = float(setting) if setting != "auto" else hardware.memory / 2**34 if gpu else 0.5
+    gib = logits_gib(cfg.trainer.logits_memory, hardware.memory if hardware.accelerator == "gpu" else None)
     return Packed(backend_of(cfg, policy, hardware), rows_within(gib, policy), linear)
 
 
@@ -121,7 +120,7 @@ def rounded(cfg: DictConfig, split: Split, hardware: Hardware) -> Split:
     """Packs as long as they are on a GPU, which likes few lengths."""
     if hardware.accelerator == "cpu" or cfg.trainer.packing == "padded":
         return split
-    return replace(split, multiple=-(-split.plan.max_tokens // (PACK_LENGTHS * PADDING)) * PADDING)
+    return rounded_up(split)
 
 
 def pack_size(split: Split, rows: Sequence[int], *, padded: bool) -> int:
@@ -193,9 +192,10 @@ def other_reference(cfg: DictConfig, prepared: Prepared) -> int:
     """Bytes of the model that scores as reference, where it is not the policy."""
     if not cfg.reference.path or not prepared.objective.uses_reference:
         return 0
-    dtype = "float64" if cfg.trainer.precision == "64-true" else cfg.target.dtype
-    packing = cfg.trainer.packing
-    model = weightless(cfg.reference.path, dtype=dtype, lora=None, checkpointing="none", packing=packing, revision=None)
+    model = weightless(
+        cfg.reference.path, dtype=dtype_of(cfg), lora=None, checkpointing="none", packing=cfg.trainer.packing,
+        revision=None,
+    )  # fmt: skip
     return sum(part.nbytes for part in (*model.parameters(), *model.buffers()))
 
 
@@ -270,8 +270,7 @@ def _folder_bytes(split: Split) -> int:
 
 def validations(cfg: DictConfig, plan: Plan) -> int:
     """Before, during and after training."""
-    every = max(1, plan.steps // 8) if cfg.trainer.val_every == "auto" else int(cfg.trainer.val_every)
-    return 1 + math.ceil(plan.steps / every)
+    return 1 + math.ceil(plan.steps / every(cfg.trainer.val_every, plan.steps))
 
 
 def time_of(amounts: Amounts, rate: float, mfu: float, devices: int) -> Time:

@@ -52,11 +52,21 @@ def device_of(accelerator: str) -> torch.device:
     )
 
 
-def _logits_memory(setting: str | float, device: torch.device) -> float:
+def logits_gib(setting: str | float, gpu_bytes: float | None) -> float:
     """GiB that logits may take; `auto` is half a GiB on a processor, a sixteenth of a GPU's memory."""
     if setting != "auto":
         return float(setting)
-    return torch.cuda.get_device_properties(device).total_memory / 2**34 if device.type == "cuda" else 0.5
+    return 0.5 if gpu_bytes is None else gpu_bytes / 2**30 / 16
+
+
+def rounded_up(split: Split) -> Split:
+    """Packs of a few lengths, for GPUs: kernels are chosen and memory is cut by length."""
+    return replace(split, multiple=-(-split.plan.max_tokens // (PACK_LENGTHS * PADDING)) * PADDING)
+
+
+def dtype_of(cfg: DictConfig) -> str:
+    """The weights', by name."""
+    return "float64" if cfg.trainer.precision == "64-true" else cfg.target.dtype
 
 
 def data_of(cfg: DictConfig, device: str | None = None) -> tuple[Any, Template, Prepared]:
@@ -103,7 +113,7 @@ class Setup:
         self.device = device_of(cfg.trainer.accelerator)
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
-        dtype = "float64" if cfg.trainer.precision == "64-true" else cfg.target.dtype
+        dtype = dtype_of(cfg)
         self.policy = load_policy(
             cfg.target.path,
             revision=cfg.target.revision,
@@ -115,7 +125,8 @@ class Setup:
         if cfg.trainer.compile:
             compile_layers(self.policy)
         self.scoring = self._scoring_of(self.policy)
-        self._round_packs_up()
+        if self.device.type == "cuda" and cfg.trainer.packing == "shared":
+            self.prepared.train = rounded_up(self.prepared.train)
         self.reference_stats: dict[str, Any] = {"hits": 0, "misses": 0, "seconds": 0.0}
         if self.prepared.objective.uses_reference:
             self._fill_reference(dtype)
@@ -134,14 +145,9 @@ class Setup:
             backend = choose(self.cfg.trainer.attention, self.device, needs_of(model))
             if backend != "sdpa":
                 check_model(model, backend)
-        rows = rows_within(_logits_memory(self.cfg.trainer.logits_memory, self.device), model)
+        gpu = torch.cuda.get_device_properties(self.device).total_memory if self.device.type == "cuda" else None
+        rows = rows_within(logits_gib(self.cfg.trainer.logits_memory, gpu), model)
         return Packed(backend, rows, self.prepared.objective.linear)
-
-    def _round_packs_up(self) -> None:
-        """To a few lengths on a GPU, whose kernels are chosen and memory is cut by length."""
-        if self.device.type == "cuda" and self.cfg.trainer.packing == "shared":
-            multiple = -(-self.prepared.train.plan.max_tokens // (PACK_LENGTHS * PADDING)) * PADDING
-            self.prepared.train = replace(self.prepared.train, multiple=multiple)
 
     def _fill_reference(self, dtype: str) -> None:
         model, scoring, path = self.policy, self.scoring, self.cfg.reference.path

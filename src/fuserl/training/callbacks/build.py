@@ -42,10 +42,10 @@ def watchers(cfg: DictConfig, setup: Setup, folder: RunFolder) -> Watchers:
         throughput,
         *_probe(cfg, setup, folder),
         alarm,
-        _checkpoints(folder, _every(cfg.trainer.checkpoint_every, plan.steps)),
+        _checkpoints(folder, every(cfg.trainer.checkpoint_every, plan.steps)),
         *([RichProgressBar()] if cfg.trainer.progress_bar else []),
     ]
-    return Watchers(callbacks, throughput, alarm, min(plan.steps, _every(cfg.trainer.val_every, plan.steps)))
+    return Watchers(callbacks, throughput, alarm, min(plan.steps, every(cfg.trainer.val_every, plan.steps)))
 
 
 def _tolerance(cfg: DictConfig, setup: Setup) -> float:
@@ -56,7 +56,8 @@ def _tolerance(cfg: DictConfig, setup: Setup) -> float:
     return 2e-2 if half else 1e-3
 
 
-def _every(value: int | str, steps: int) -> int:
+def every(value: int | str, steps: int) -> int:
+    """Optimiser steps between two; `auto`: eight times a run."""
     return max(1, steps // 8) if value == "auto" else int(value)
 
 
