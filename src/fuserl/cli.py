@@ -13,12 +13,21 @@ from fuserl.settings import compose, config_folder, register_resolvers
 
 VERBS = {
     "demo": "the whole method on the small world that ships with the package, with a report",
+    "generate": "ask sources: prompts in, groups of responses out",
+    "score": "grade responses: rewards and verdicts, several scorers side by side",
+    "select": "clean, split and mix groups, with a report of everything dropped and why",
     "train": "train a target on groups of responses",
     "plan": "what a training run will need: steps, tokens, FLOPs, memory by part, hours; loads no weights",
     "pipeline": "the stages of a recipe in turn, finished ones skipped",
     "doctor": "what this machine can do",
 }
-MODULES = {"train": "run", "plan": "dry_run"}  # where a verb's function is, if not in a module of its name
+MODULES = {  # where a verb's function is, if not in the training module of its name
+    "generate": "sources.generate",
+    "score": "rewards.score",
+    "select": "curation.select",
+    "train": "training.run",
+    "plan": "training.dry_run",
+}
 
 
 def main() -> None:
@@ -76,7 +85,7 @@ def _function(verb: str) -> Callable:
     """Imports are late, so that `--help` does not wait for torch."""
     from importlib import import_module
 
-    return getattr(import_module(f"fuserl.training.{MODULES.get(verb, verb)}"), verb)
+    return getattr(import_module(f"fuserl.{MODULES.get(verb, f'training.{verb}')}"), verb)
 
 
 if __name__ == "__main__":

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
+import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,23 @@ def leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield from leaves(value, f"{prefix}.{key}" if prefix else str(key))
     else:
         yield prefix, node
+
+
+def decisive(config: Mapping[str, Any], free: Collection[str]) -> dict[str, Any]:
+    """`dotted.key -> value` of everything that decides a result: all but the settings and groups named in `free`."""
+    flat = dict(leaves(config))
+    return {key: value for key, value in flat.items() if not any(key == f or key.startswith(f + ".") for f in free)}
+
+
+def digest(verb: str, config: Mapping[str, Any], free: Collection[str]) -> str:
+    """Same verb and decisive settings, same name; anything else, another.
+
+    >>> one, other = {"seed": 0, "output": "a"}, {"seed": 0, "output": "b"}
+    >>> digest("train", one, ["output"]) == digest("train", other, ["output"])
+    True
+    """
+    content = json.dumps([verb, decisive(config, free)], sort_keys=True, ensure_ascii=False, default=str)
+    return f"{verb}-{hashlib.sha256(content.encode()).hexdigest()[:12]}"
 
 
 def compose(verb: str, overrides: list[str]):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from fuserl.settings import compose, config_folder, leaves, plain
+from fuserl.settings import compose, config_folder, decisive, leaves, plain
 from fuserl.training.demo import PO, RUNS, SFT
-from fuserl.training.folder import decisive
+from fuserl.training.folder import FREE
 
 OVERLAYS = [
     f"{group}={path.stem}"
@@ -44,7 +44,7 @@ def test_the_overlays_of_the_demo_are_what_the_demo_runs(overlay, run, stage):
     assert set(stage) <= set(of_demo)
     probe = ["probe.prompts=64", "probe.max_new_tokens=24", "probe.score=fuserl.miniature.tasks.score"]
     laid, typed = (
-        decisive(plain(compose("train", overrides)))
+        decisive(plain(compose("train", overrides)), FREE)
         for overrides in ([f"experiment=0002_{overlay}"], ["data=miniature", "target=miniature", *probe, *of_demo])
     )
     assert laid == typed

@@ -7,13 +7,13 @@ import json
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from fuserl.errors import FuserlError
 from fuserl.records.foreign import FOREIGN, looks_like
-from fuserl.records.rows import BadField, RowResult, group_of
+from fuserl.records.rows import BadField, Needs, RowResult, group_of
 from fuserl.records.schema import Message, PromptGroup
 from fuserl.records.splits import prompt_digest
 from fuserl.records.store import group_from, is_store_file, iter_groups, parquet_rows
@@ -66,6 +66,8 @@ def read_groups(
     form: str = "auto",
     on_bad_row: str = "error",
     report: ReadReport | None = None,
+    needs: Needs = Needs(),  # noqa: B008 (immutable)
+    columns: Mapping[str, str] | None = None,
 ) -> Iterator[PromptGroup]:
     """Groups of a folder, a file (plain or gzipped), or a `datasets` name, in their order.
 
@@ -74,6 +76,8 @@ def read_groups(
         form: `auto`, or one of FORMS.
         on_bad_row: `error`, or `skip`: leave out what is bad and list it in the report.
         report: filled while reading.
+        needs: what is asked of the responses; verbs that make data take prompts without any, or empty texts.
+        columns: our field -> the name it has in the rows, as {"prompt": "question"}.
 
     Raises:
         FuserlError: a row is bad, with file, row and field; or the path holds no data set, or one without rows.
@@ -89,7 +93,8 @@ def read_groups(
     for where, row in _rows(path, split, form):
         report.rows += 1
         try:
-            result = _checked(row, form, skip=on_bad_row == "skip", fallback_id=fallback_id)
+            row = _renamed(row, columns or {})
+            result = _checked(row, form, skip=on_bad_row == "skip", fallback_id=fallback_id, needs=needs)
             if result.group and result.group.id in seen:
                 raise BadField("prompt_id", f"{result.group.id!r} appears twice")
         except BadField as error:
@@ -121,16 +126,49 @@ def _ids_by_prompt() -> Callable[[tuple[Message, ...]], str]:
     return name
 
 
-def _checked(row: Any, form: str, *, skip: bool, fallback_id: Callable[[tuple[Message, ...]], str]) -> RowResult:
+def _renamed(row: Any, columns: Mapping[str, str]) -> Any:
+    """A row under our names.
+
+    Raises:
+        BadField: it has not a column that was named.
+    """
+    if not columns or not isinstance(row, Mapping):
+        return row
+    if missing := [name for name in columns.values() if name not in row]:
+        raise BadField(missing[0], f"is no column of the row, which has {', '.join(map(str, row))}")
+    taken = set(columns.values())
+    return {key: value for key, value in row.items() if key not in taken} | {
+        ours: row[theirs] for ours, theirs in columns.items()
+    }
+
+
+def _checked(
+    row: Any, form: str, *, skip: bool, fallback_id: Callable[[tuple[Message, ...]], str], needs: Needs
+) -> RowResult:
     """One row of `_rows` as a group, with what had to be left out of it."""
     if isinstance(row, PromptGroup):
-        return RowResult(row)
+        return _as_needed(row, skip=skip, needs=needs)
     if isinstance(row, BadField):
         raise row
     if not isinstance(row, Mapping):
         raise BadField("row", f"must be an object, not {type(row).__name__}")
     name = form if form in FOREIGN else looks_like(row)
-    return group_of(FOREIGN[name](row) if name else row, skip=skip, fallback_id=fallback_id)
+    return group_of(FOREIGN[name](row) if name else row, skip=skip, fallback_id=fallback_id, needs=needs)
+
+
+def _as_needed(group: PromptGroup, *, skip: bool, needs: Needs) -> RowResult:
+    """A stored group: whole, but for empty answers, which `generate` and `score` keep as they came."""
+    if not needs.responses:
+        return RowResult(replace(group, responses=()))
+    if not needs.text:
+        return RowResult(group)
+    empty = [f"`responses[{n}].text` is empty" for n, r in enumerate(group.responses) if not r.text.strip()]
+    kept = tuple(response for response in group.responses if response.text.strip())
+    if not kept:
+        raise BadField("responses", "holds no usable response")
+    if empty and not skip:
+        raise BadField("responses", f"holds empty answers ({empty[0]}); `fuserl select` drops them")
+    return RowResult(replace(group, responses=kept), empty)
 
 
 def _rows(path: str | Path, split: str | None, form: str) -> Iterator[tuple[str, Any]]:

@@ -25,7 +25,17 @@ class RowResult:
     left_out: list[str] = field(default_factory=list)
 
 
-def group_of(row: Mapping[str, Any], *, skip: bool, fallback_id: Callable[[tuple[Message, ...]], str]) -> RowResult:
+@dataclass(frozen=True)
+class Needs:
+    """What the reader of a row asks of its responses."""
+
+    responses: bool = True  # at least one; False: the prompt is all that is wanted, and its responses are not read
+    text: bool = True  # in every response; False: an empty answer is an answer, to be counted or dropped by rule
+
+
+def group_of(
+    row: Mapping[str, Any], *, skip: bool, fallback_id: Callable[[tuple[Message, ...]], str], needs: Needs
+) -> RowResult:
     """Check one row and build its group.
 
     Args:
@@ -36,7 +46,7 @@ def group_of(row: Mapping[str, Any], *, skip: bool, fallback_id: Callable[[tuple
         BadField: something is wrong, and cannot be left out.
     """
     prompt = _prompt(row.get("prompt"))
-    responses, left_out = _responses(row.get("responses"), skip=skip)
+    responses, left_out = _responses(row.get("responses"), skip=skip, needs=needs) if needs.responses else ([], [])
     prompt_id, domain = row.get("prompt_id"), row.get("domain")
     known = ("prompt_id", "prompt", "responses", "domain", "reference")
     group = PromptGroup(
@@ -75,7 +85,7 @@ def message_of(value: Any, name: str) -> Message:
     return Message(role, _text(value.get("content"), f"{name}.content"), extra)
 
 
-def _responses(value: Any, *, skip: bool) -> tuple[list[Response], list[str]]:
+def _responses(value: Any, *, skip: bool, needs: Needs) -> tuple[list[Response], list[str]]:
     if not isinstance(value, list) or not value:
         raise BadField("responses", "is missing or empty")
     found: list[Response] = []
@@ -83,7 +93,7 @@ def _responses(value: Any, *, skip: bool) -> tuple[list[Response], list[str]]:
     numbers = Numbers(value)
     for index, row in enumerate(value):
         try:
-            response = _response(row, f"responses[{index}]", numbers)
+            response = _response(row, f"responses[{index}]", numbers, needs)
         except BadField as error:
             if not skip:
                 raise
@@ -123,11 +133,11 @@ class Numbers:
         return sample
 
 
-def _response(row: Any, name: str, numbers: Numbers) -> Response:
+def _response(row: Any, name: str, numbers: Numbers, needs: Needs) -> Response:
     if not isinstance(row, Mapping):
         raise BadField(name, "must be an object")
     source = _text(row.get("source"), f"{name}.source")
-    text = _text(row.get("text"), f"{name}.text")
+    text = _text(row.get("text"), f"{name}.text", may_be_empty=not needs.text)
     verdict = row.get("verdict")
     if verdict is not None and verdict not in VERDICTS:
         raise BadField(f"{name}.verdict", f"is {verdict!r}, not one of {', '.join(VERDICTS)} or null")
@@ -148,10 +158,10 @@ def _response(row: Any, name: str, numbers: Numbers) -> Response:
     )
 
 
-def _text(value: Any, name: str) -> str:
+def _text(value: Any, name: str, *, may_be_empty: bool = False) -> str:
     if not isinstance(value, str):
         raise BadField(name, "is missing" if value is None else f"must be a text, not {type(value).__name__}")
-    if not value.strip():
+    if not value.strip() and not may_be_empty:
         raise BadField(name, "is empty")
     try:
         value.encode("utf-8")

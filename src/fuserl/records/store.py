@@ -75,6 +75,44 @@ def write_groups(
     return manifest
 
 
+def replace_groups(
+    groups: Iterable[PromptGroup], folder: str | Path, *, manifest_extra: dict[str, Any] | None = None
+) -> Manifest:
+    """Write a data set into a folder that holds other things too, an older state of it perhaps.
+
+    Readers see the old data set until the new manifest replaces the old one, and the new one from then on.
+
+    Raises:
+        FuserlError: the folder cannot be written.
+    """
+    folder = Path(folder)
+    part = folder / ".groups.part"
+    try:
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+        manifest = _write_parts(groups, part, manifest_extra or {}, rows_per_file=20_000)
+        names = {
+            name: f"groups-{manifest.digest[:8]}-{number:05d}.parquet" for number, name in enumerate(manifest.files)
+        }
+        for name, new in names.items():
+            (part / name).replace(folder / new)
+        manifest.files = {names[name]: rows for name, rows in manifest.files.items()}
+        manifest.file_digests = {names[name]: digest for name, digest in manifest.file_digests.items()}
+        write_manifest(folder, manifest)
+        for path in folder.glob("groups-*.parquet"):
+            if path.name not in manifest.files:
+                path.unlink(missing_ok=True)
+    except (OSError, UnicodeError, pa.ArrowException) as error:
+        raise FuserlError(
+            f"the data set cannot be written ({error})",
+            where=str(folder),
+            hint="make room, or give another folder with `output=DIR`",
+        ) from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return manifest
+
+
 def _write_parts(groups: Iterable[PromptGroup], part: Path, extra: dict[str, Any], rows_per_file: int) -> Manifest:
     counting, files, digests, stream = Counting(), {}, {}, iter(groups)
     while chunk := list(islice(stream, rows_per_file)):

@@ -28,10 +28,10 @@ from fuserl.records.formats import read_groups
 from fuserl.records.manifest import write_text_atomically
 from fuserl.records.schema import PromptGroup
 from fuserl.settings import compose
+from fuserl.terminal import say
 from fuserl.tokens.templates import load_template
 from fuserl.training.quiet import quiet
 from fuserl.training.run import train
-from fuserl.training.summary import say
 
 PACKAGE = Path(fuserl.__file__).parent / "miniature"
 

@@ -2,39 +2,27 @@
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
 import json
-import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from fuserl import settings
 from fuserl.errors import FuserlError
+from fuserl.records.journal import locked
 from fuserl.records.manifest import write_text_atomically
-from fuserl.settings import leaves, plain
+from fuserl.settings import plain
 
 # Settings that may change between a kill and its resume: they do not change what is computed.
 FREE = ("output", "resume", "logger", "trainer.accelerator", "trainer.devices", "trainer.progress_bar", "cache")
 
 
-def decisive(config: Mapping[str, Any]) -> dict[str, Any]:
-    """`dotted.key -> value` of everything that decides the result."""
-    flat = dict(leaves(config))
-    return {key: value for key, value in flat.items() if not any(key == f or key.startswith(f + ".") for f in FREE)}
-
-
 def digest(verb: str, config: Mapping[str, Any]) -> str:
-    """Same verb and settings, same name; anything else, another.
-
-    >>> digest("train", {"seed": 0, "output": "a"}) == digest("train", {"seed": 0, "output": "b"})
-    True
-    """
-    content = json.dumps([verb, decisive(config)], sort_keys=True, ensure_ascii=False, default=str)
-    return f"{verb}-{hashlib.sha256(content.encode()).hexdigest()[:12]}"
+    """The name of a run: see `settings.digest`."""
+    return settings.digest(verb, config, FREE)
 
 
 class RunFolder:
@@ -66,8 +54,8 @@ class RunFolder:
             ) from error
 
     def _check_same(self, config: Mapping[str, Any]) -> None:
-        before = decisive(plain(OmegaConf.load(self.config)))  # type: ignore[arg-type]
-        now = decisive(config)
+        before = settings.decisive(plain(OmegaConf.load(self.config)), FREE)  # type: ignore[arg-type]
+        now = settings.decisive(config, FREE)
         changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
         if changed:
             lines = ", ".join(f"{key}: {before.get(key)!r} -> {now.get(key)!r}" for key in changed[:5])
@@ -95,18 +83,6 @@ class RunFolder:
             kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
             write_text_atomically(self.samples, "".join(kept))
 
-    @contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self) -> AbstractContextManager[None]:
         """One process at a time: two jobs in one folder would destroy each other's checkpoints."""
-        with (self.path / ".lock").open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                raise FuserlError(
-                    "another process is training in this folder",
-                    where=str(self.path),
-                    hint="wait for it, or give another folder with `output=DIR`",
-                ) from error
-            file.write(str(os.getpid()))
-            file.flush()
-            yield
+        return locked(self.path)

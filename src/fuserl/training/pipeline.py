@@ -9,9 +9,9 @@ from omegaconf import DictConfig
 
 from fuserl.errors import FuserlError
 from fuserl.settings import compose, plain
+from fuserl.terminal import say
 from fuserl.training.folder import digest
 from fuserl.training.run import train
-from fuserl.training.summary import say
 
 
 def pipeline(cfg: DictConfig) -> Path:

@@ -24,13 +24,13 @@ from fuserl.objectives.weights import auto_tau
 from fuserl.records.formats import ReadReport
 from fuserl.records.inputs import num_rows
 from fuserl.records.schema import PromptGroup
+from fuserl.terminal import bar
 from fuserl.tokens.plan import GroupCosts, Plan, fitting, make_plan
 from fuserl.tokens.store import TokenStore
 from fuserl.tokens.templates import Template
 from fuserl.tokens.tokenize import encode_dataset
 from fuserl.training.datamodule import Split
 from fuserl.training.metrics import Slices, best_response, chosen_not_good
-from fuserl.training.progress import bar
 from fuserl.training.reading import Side, sides_of
 
 

@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from fuserl.errors import FuserlError
 from fuserl.records.manifest import write_text_atomically
 from fuserl.settings import plain
+from fuserl.terminal import say
 from fuserl.training import optim
 from fuserl.training.callbacks.build import Watchers, watchers
 from fuserl.training.checkpoints import AtomicCheckpointIO
@@ -25,7 +26,7 @@ from fuserl.training.group_module import GroupModule
 from fuserl.training.loggers import MetricsCsv, close_loggers, make_loggers
 from fuserl.training.quiet import quiet
 from fuserl.training.setup import Setup, data_of
-from fuserl.training.summary import card, peak_memory_mb, say, summarise, write_manifest_of_run
+from fuserl.training.summary import card, peak_memory_mb, summarise, write_manifest_of_run
 
 
 def train(cfg: DictConfig) -> Path:

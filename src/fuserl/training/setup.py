@@ -21,12 +21,12 @@ from fuserl.models.load import check_vocabulary, load_policy, load_tokenizer
 from fuserl.models.reference import fill, weights_digest
 from fuserl.models.reference_cache import ReferenceCache
 from fuserl.models.scoring import Packed, Padded, Scoring, check_model, per_token, rows_within
+from fuserl.terminal import say
 from fuserl.tokens.collate import PADDING, GroupBatch
 from fuserl.tokens.templates import Template, load_template
 from fuserl.training.datamodule import Split
 from fuserl.training.group_module import Report
 from fuserl.training.prepare import Prepared, prepare, reported_pairs, scores_of
-from fuserl.training.summary import say
 
 PACK_LENGTHS = 8  # on a GPU
 PACK_TOKENS = {"cuda": 16384, "cpu": 4096}  # what `trainer.max_tokens=auto` says; larger packs gain no speed there

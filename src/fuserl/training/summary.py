@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 import resource
 import sys
@@ -14,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 from omegaconf import DictConfig
-from rich.console import Console
 
 from fuserl.records.manifest import write_text_atomically
 from fuserl.settings import plain
@@ -25,12 +23,6 @@ from fuserl.training.prepare import Prepared
 PACKAGES = ("fuserl", "torch", "lightning", "transformers", "tokenizers", "datasets", "peft", "hydra-core")
 
 HIGHER_IS_BETTER = ("val/accuracy", "val/margin", "val/chosen_logps", "val/chosen_logps_per_token")
-
-
-def say(text: str) -> None:
-    """One line for the person at the terminal, once over all ranks."""
-    if os.environ.get("LOCAL_RANK", "0") == "0":
-        Console(stderr=True, highlight=False).print(text, markup=False, soft_wrap=True)
 
 
 def versions() -> dict[str, str]:

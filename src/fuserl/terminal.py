@@ -1,4 +1,4 @@
-"""A bar for work that takes long: how much is done, how fast, how long it still takes."""
+"""What a verb tells the person at the terminal: single lines, and a bar for work that takes long."""
 
 from __future__ import annotations
 
@@ -22,25 +22,41 @@ class Rate(ProgressColumn):
         return Text(f"{task.speed:,.0f}/s" if task.speed else "")
 
 
+def say(text: str) -> None:
+    """One line for the person at the terminal, once over all ranks."""
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        Console(stderr=True, highlight=False).print(text, markup=False, soft_wrap=True)
+
+
 @contextmanager
-def bar(what: str, total: Callable[[], int | None], *, show: bool = True) -> Iterator[Callable[[int], None]]:
+def bar(what: str, total: Callable[[], int | None], *, show: bool = True) -> Iterator[Callable[..., None]]:
     """A function to be told how much is done. The bar shows on terminals, once over all ranks, after two seconds.
 
     Args:
         total: asked when the bar appears; None where nobody knows.
+
+    The function takes how much is done, and a text to show beside the bar (tokens a second, cost).
     """
     console = Console(stderr=True)
     show = show and console.is_terminal and os.environ.get("LOCAL_RANK", "0") == "0"
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Rate(), TimeRemainingColumn())
+    told_beside = TextColumn("{task.fields[beside]}", markup=False)
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        Rate(),
+        TimeRemainingColumn(),
+        told_beside,
+    )
     progress, started = Progress(*columns, console=console, transient=True), time.monotonic()
 
-    def told(done: int) -> None:
+    def told(done: int, beside: str = "") -> None:
         if not show or time.monotonic() - started < PATIENCE:
             return
         if not progress.tasks:
-            progress.add_task(what, total=total(), completed=done)
+            progress.add_task(what, total=total(), completed=done, beside=beside)
             progress.start()
-        progress.update(progress.tasks[0].id, completed=done)
+        progress.update(progress.tasks[0].id, completed=done, beside=beside)
 
     try:
         yield told

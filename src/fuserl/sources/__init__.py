@@ -1,0 +1,1 @@
+"""What the sources say: engines that answer requests, wrappers around them, the verb `generate`."""
