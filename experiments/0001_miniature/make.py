@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
+from math import cos, pi
 from pathlib import Path
 from random import Random
 
@@ -48,7 +49,7 @@ STRONG = {  # every source is able in all domains and good in these
 }
 NOISE_STRONG, NOISE_WEAK, NOISE_TARGET = 0.08, 0.70, 0.60
 SYSTEMATIC = 0.85  # of the target's mistakes
-SECONDS = {"llama": 330, "gemma2": 330, "qwen2": 330, "mistral": 330, "target": 360}
+STEPS = {"llama": 3850, "gemma2": 4650, "qwen2": 5300, "mistral": 3850, "target": 4200}  # five to six minutes each
 FILLING = ("letters", "between")  # many answers, many prompts
 SAMPLES, REWARD_NOISE, NOISY_SHARE = 4, 0.12, 0.3
 SIZES = {"train": 2000, "validation": 400, "test": 800}
@@ -113,7 +114,7 @@ def lesson(name: str, rng: Random) -> tuple[str, str]:
 
 
 def train(name: str, work: Path) -> None:
-    """Fresh data every step, batches bucketed by length, cosine over wall time."""
+    """Fresh data every step, batches bucketed by length, cosine over the steps."""
     torch.set_num_threads(1)
     folder = work / name
     if (folder / "model.safetensors").exists():
@@ -122,11 +123,11 @@ def train(name: str, work: Path) -> None:
     model = model_for(name, len(tokenizer)).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, betas=(0.9, 0.98), weight_decay=0.05)
     rng, started, step, running = Random(name), time.time(), 0, 0.0
-    while (done := (time.time() - started) / SECONDS[name]) < 1:
+    while step < STEPS[name]:
         rows = sorted((encode(tokenizer, *lesson(name, rng)) for _ in range(128 * 8)), key=lambda row: len(row[0]))
         for at in rng.sample(range(8), 8):
             ids, labels = padded(rows[at * 128 : (at + 1) * 128])
-            rate = 2e-3 * min(1.0, (step + 1) / 50) * (0.5 + 0.5 * float(torch.cos(torch.tensor(done * 3.14159))))
+            rate = 2e-3 * min(1.0, (step + 1) / 50) * (0.5 + 0.5 * cos(pi * min(1.0, step / STEPS[name])))
             for group in optimizer.param_groups:
                 group["lr"] = rate
             loss = model(input_ids=ids, attention_mask=(ids != 0).long(), labels=labels).loss
