@@ -15,12 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from fuserl.errors import FuserlError
+from fuserl.records.places import Filling, Places
 
 BLOCK = 1 << 24  # bytes searched at a time for the end of the last whole line
+READ = 1 << 14  # bytes read at a time of a record
 
 
 class Journal:
-    """Records by key, on disk; in memory only where each lies (some 200 bytes a record).
+    """Records by key, on disk; in memory only where each lies (24 bytes a record).
 
     One process writes; hold the folder's lock. `flush` gives every record to the operating system at once, so SIGKILL
     loses none; `close` also waits for the disk.
@@ -31,7 +33,7 @@ class Journal:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self._offsets: dict[str, int] = {}
+        self._places = Places()
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._file = self.path.open("a+b", buffering=0)
@@ -45,14 +47,18 @@ class Journal:
             ) from error
 
     def __contains__(self, key: str) -> bool:
-        return key in self._offsets
+        return self._places.find(key) is not None
 
     def __len__(self) -> int:
-        return len(self._offsets)
+        return len(self._places)
 
     def __iter__(self) -> Iterator[str]:
-        """Keys, in the order in which they came."""
-        return iter(self._offsets)
+        """Keys, in the order in which they came, read from the file."""
+        for offset, key in self._keys():
+            if offset >= self._end:
+                return
+            if self._places.find(key.decode()) == offset:
+                yield key.decode()
 
     def __getitem__(self, key: str) -> dict[str, Any]:
         """The record of a key, without the key.
@@ -60,11 +66,25 @@ class Journal:
         Raises:
             KeyError: it has none.
         """
-        offset, parts = self._offsets[key], []
-        while not parts or b"\n" not in parts[-1]:
-            parts.append(os.pread(self._file.fileno(), 1 << 14, offset + sum(map(len, parts))))
-        record = json.loads(b"".join(parts).split(b"\n", 1)[0])
-        record.pop("key")
+        record = self.get(key)
+        if record is None:
+            raise KeyError(key)
+        return record
+
+    def get(self, key: str) -> dict[str, Any] | None:
+        """The record of a key, without the key; None where it has none.
+
+        Raises:
+            FuserlError: its line is broken.
+        """
+        offset = self._places.find(key)
+        if offset is None:
+            return None
+        try:
+            record = json.loads(self._line(offset))
+            record.pop("key")
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise self._broken(error, f"{self.path}, byte {offset}") from error
         return record
 
     def add(self, key: str, record: Mapping[str, Any]) -> bool:
@@ -73,9 +93,9 @@ class Journal:
         Raises:
             FuserlError: it cannot be written, because the disk is full, say.
         """
-        if key in self._offsets:
+        if key in self:
             return False
-        line = json.dumps({"key": key, **record}, ensure_ascii=True, default=str).encode() + b"\n"
+        line = json.dumps({"key": key} | dict(record) | {"key": key}, default=str).encode() + b"\n"
         try:
             written = self._file.write(line)
             while written < len(line):  # a disk that is nearly full takes a part
@@ -87,7 +107,7 @@ class Journal:
                 where=str(self.path),
                 hint="make room and run the same command again; what was written before is kept",
             ) from error
-        self._offsets[key] = self._end
+        self._places.add(key, self._end)
         self._end += len(line)
         return True
 
@@ -118,26 +138,46 @@ class Journal:
         return end
 
     def _index(self) -> None:
+        found = Filling()
+        for offset, key in self._keys():
+            found.add(key, offset)
+        self._places.add_all(found)
+
+    def _keys(self) -> Iterator[tuple[int, bytes]]:
+        """(where its line begins, key) of every line."""
         offset = 0
         with self.path.open("rb") as file:
             for number, line in enumerate(file):
                 try:
-                    self._offsets.setdefault(_key_of(line), offset)
-                except (ValueError, KeyError, TypeError) as error:
-                    raise FuserlError(
-                        f"a line is no record of a journal ({error!r})",
-                        where=f"{self.path}, line {number + 1}",
-                        hint="take the line out; what it held will be asked again",
-                    ) from error
+                    key = _key_of(line)
+                except (ValueError, KeyError, TypeError, AttributeError) as error:
+                    raise self._broken(error, f"{self.path}, line {number + 1}") from error
+                yield offset, key
                 offset += len(line)
 
+    def _line(self, offset: int) -> bytes:
+        """The bytes from an offset to the end of its line."""
+        parts: list[bytes] = []
+        while not parts or (parts[-1] and b"\n" not in parts[-1]):
+            parts.append(os.pread(self._file.fileno(), READ, offset + sum(map(len, parts))))
+        return b"".join(parts).split(b"\n", 1)[0]
 
-def _key_of(line: bytes) -> str:
-    """Our own lines begin with the key, and a key has nothing to escape: no need to parse a long answer."""
-    head, _, rest = line.partition(b'"')
-    if head == b"{" and rest.startswith(b'key": "'):
-        return rest[7 : rest.index(b'"', 7)].decode("ascii")
-    return json.loads(line)["key"]
+    @staticmethod
+    def _broken(error: Exception, where: str) -> FuserlError:
+        return FuserlError(
+            f"a line is no record of a journal ({error!r})",
+            where=where,
+            hint="take the line out; what it held will be asked again",
+        )
+
+
+def _key_of(line: bytes) -> bytes:
+    """Our own lines begin with the key: no need to parse a long answer, unless the key has something escaped."""
+    if line.startswith(b'{"key": "'):
+        key = line[9 : line.index(b'"', 9)]
+        if b"\\" not in key:
+            return key
+    return json.loads(line)["key"].encode()
 
 
 @contextmanager
