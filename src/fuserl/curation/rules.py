@@ -31,6 +31,7 @@ class Found(NamedTuple):
     responses: Mapping[int, str] = {}  # place in `group.responses` -> why this one goes
 
 
+@runtime_checkable
 class ResponseRule(Protocol):
     """Judges one response at a time."""
 
