@@ -30,7 +30,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.request import urlopen
 
-WORDS = list("abcdefghij0123456789+=") + ["the", "sum", "of", "\n\n", "naïve", "你好", "🙂", "</s>", "<b>", "apples"]
+WORDS = [*"abcdefghij0123456789+=", "the", "sum", "of", "\n\n", "naïve", "你好", "🙂", "</s>", "<b>", "apples"]
 
 
 @dataclass(frozen=True)
