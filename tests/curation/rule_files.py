@@ -36,7 +36,7 @@ def prompts(texts: Sequence[str]) -> list[PromptGroup]:
     return [group("an answer", prompt=text, name=f"p{place:04d}") for place, text in enumerate(texts)]
 
 
-def real_groups(folder: Path) -> Iterator[PromptGroup]:
+def real_groups(folder: Path, *, responses: bool = True) -> Iterator[PromptGroup]:
     """All splits of a set, empty answers with them."""
     for split in splits_of(folder):
-        yield from read_groups(folder, split=split, needs=Needs(text=False))
+        yield from read_groups(folder, split=split, needs=Needs(responses=responses, text=False))

@@ -34,9 +34,10 @@ def normalised(text: str) -> str:
     return " ".join(unicodedata.normalize("NFKC", text).split())
 
 
-def digest(text: str) -> bytes:
-    """16 bytes that stand for a normalised text."""
-    return hashlib.blake2b(normalised(text).encode("utf-8", "surrogatepass"), digest_size=16).digest()
+def digest(text: str, space: str = "") -> bytes:
+    """16 bytes that stand for a normalised text among the texts of its space; spaces keep equal texts apart."""
+    content = f"{space}\0{text}" if space else text
+    return hashlib.blake2b(content.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
 @cache
