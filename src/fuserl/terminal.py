@@ -9,9 +9,11 @@ from contextlib import contextmanager
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.table import Table
 from rich.text import Text
 
 PATIENCE = 2.0  # seconds before a bar appears
+WIDE = 120  # signs of a table's line where no terminal says how many it has
 
 
 class Rate(ProgressColumn):
@@ -63,3 +65,10 @@ def bar(what: str, total: Callable[[], int | None], *, show: bool = True) -> Ite
     finally:
         if progress.tasks:
             progress.stop()
+
+
+def say_table(table: Table) -> None:
+    """A table for the person at the terminal, once over all ranks."""
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        console = Console(stderr=True, highlight=False)
+        (console if console.is_terminal else Console(stderr=True, highlight=False, width=WIDE)).print(table)

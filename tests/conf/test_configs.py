@@ -56,13 +56,6 @@ def test_every_target_has_the_same_keys(target):
     assert compose("train", [f"target={target}"]).target.path
 
 
-@pytest.mark.parametrize("source", options("source"))
-def test_every_source_states_its_sampling(source):
-    cfg = OmegaConf.load(CONF / "source" / f"{source}.yaml")
-    assert {"name", "path", "revision", "licence", "sampling"} == set(cfg)
-    assert {"temperature", "top_p", "repetition_penalty", "samples"} == set(cfg.sampling)
-
-
 @pytest.mark.parametrize("recipe", options("recipe"))
 def test_every_stage_of_every_recipe_composes(recipe):
     stages = OmegaConf.load(CONF / "recipe" / f"{recipe}.yaml").stages

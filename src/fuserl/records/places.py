@@ -14,12 +14,12 @@ class Places:
     """Key -> offset in bytes. Keys are known by 128 bits of their hash; the first offset of a key stays."""
 
     def __init__(self) -> None:
-        self._high, self._low = np.empty(0, dtype=np.uint64), np.empty(0, dtype=np.uint64)  # sorted by both
-        self._offset = np.empty(0, dtype=np.int64)
-        self._recent: dict[bytes, int] = {}  # halves of the hash -> offset; none of these is among the sorted ones
+        none = np.empty(0, dtype=np.uint64)
+        self._sorted = none, none, np.empty(0, dtype=np.int64)  # halves of the hashes, sorted by both; offsets
+        self._recent: dict[bytes, int] = {}  # hash -> offset; none of these is among the sorted ones
 
     def __len__(self) -> int:
-        return len(self._offset) + len(self._recent)
+        return len(self._sorted[2]) + len(self._recent)
 
     def find(self, key: str) -> int | None:
         """The offset of a key, None where it has none."""
@@ -30,7 +30,7 @@ class Places:
     def add(self, key: str, offset: int) -> None:
         """Remember a key that `find` does not find."""
         self._recent[_digest(key.encode())] = offset
-        if len(self._recent) > max(FEW, len(self._offset) // 8):
+        if len(self._recent) > max(FEW, len(self._sorted[2]) // 8):
             self._lay(b"".join(self._recent), array("q", self._recent.values()))
             self._recent = {}
 
@@ -39,24 +39,25 @@ class Places:
         self._lay(bytes(keys.digests), keys.offsets)
 
     def _sorted_offset(self, digest: bytes) -> int | None:
+        highs, lows, offsets = self._sorted
         high, low = np.frombuffer(digest, dtype=np.uint64)
-        place = int(self._high.searchsorted(high))
-        while place < len(self._high) and self._high[place] == high:
-            if self._low[place] == low:
-                return int(self._offset[place])
+        place = int(highs.searchsorted(high))
+        while place < len(highs) and highs[place] == high:
+            if lows[place] == low:
+                return int(offsets[place])
             place += 1
         return None
 
     def _lay(self, digests: bytes, offsets: array[int]) -> None:
         """Sort new keys in among the old."""
         halves = np.frombuffer(digests, dtype=np.uint64).reshape(-1, 2)
-        high, low = np.concatenate([self._high, halves[:, 0]]), np.concatenate([self._low, halves[:, 1]])
-        offset = np.concatenate([self._offset, np.frombuffer(offsets, dtype=np.int64)])
+        new = halves[:, 0], halves[:, 1], np.frombuffer(offsets, dtype=np.int64)
+        high, low, offset = (np.concatenate(pair) for pair in zip(self._sorted, new, strict=True))
         order = np.lexsort((low, high))  # stable: of equal keys the first comes first
         high, low, offset = high[order], low[order], offset[order]
         first = np.ones(len(high), dtype=bool)
         first[1:] = (high[1:] != high[:-1]) | (low[1:] != low[:-1])
-        self._high, self._low, self._offset = high[first], low[first], offset[first]
+        self._sorted = high[first], low[first], offset[first]
 
 
 class Filling:

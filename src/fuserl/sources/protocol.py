@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from fuserl.records.schema import Message
 
@@ -58,6 +58,7 @@ class Failure:
     wait: float | None = None  # seconds the server asked us to wait
 
 
+@runtime_checkable
 class Engine(Protocol):
     """A source model that answers requests."""
 

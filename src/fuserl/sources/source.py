@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+import hashlib
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
 from typing import Any
 
 from fuserl.errors import FuserlError
+from fuserl.records.store import file_digest
 from fuserl.sources.protocol import Sampling
+
+DECIDING = (".safetensors", ".json", ".jinja", ".model", ".txt", ".tiktoken")  # files of a model that decide answers
+NEVER_READ = ("generation_config.json", "special_tokens_map.json")  # by an engine; the second repeats the tokenizer's
 
 
 @dataclass(frozen=True)
@@ -19,73 +26,124 @@ class Source:
     sampling: Sampling
     samples: int = 1  # responses a prompt
     revision: str | None = None
-    chat_template: str | None = None  # null: the model's own; plain; a .jinja file; the template itself
+    chat_template: str | None = None  # null: the model's own; plain; the template itself, where a file was given too
     date_string: str = "26 Jul 2024"  # the day that templates are told
     system: str | None = None  # a system turn before prompts that have none
     dtype: str = "auto"
     context: int | None = None  # tokens of prompt and answer together; null: what the model states
     trust_remote_code: bool = False
     licence: str | None = None
+    content: str | None = None  # digest of a local model's files, see `with_content`
 
     def identity(self) -> dict[str, Any]:
-        """What of the source decides an answer, for `request_key`."""
-        ignored = ("name", "sampling", "samples", "licence", "trust_remote_code")
-        return {field.name: getattr(self, field.name) for field in fields(self) if field.name not in ignored}
+        """What of the source decides an answer, for `request_key`. A copied folder is the same model."""
+        ignored = ("name", "sampling", "samples", "licence", "trust_remote_code", "content")
+        decisive = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in ignored}
+        return decisive | {"path": self.content or self.path}
 
     def plain(self) -> dict[str, Any]:
         """All of it as plain data, for manifests; `source_of` reads it back."""
         return asdict(self)
 
+    def with_content(self) -> Source:
+        """The source known by what its folder holds, so that a model trained anew there is another one.
+
+        Reads all bytes of a local model; a name on the hub or at a server is left as it is.
+        """
+        folder = Path(self.path).expanduser()
+        if not folder.is_dir():
+            return self
+        files = sorted(f for f in folder.iterdir() if f.suffix in DECIDING and f.name not in NEVER_READ and f.is_file())
+        if not files:
+            return self
+        with ThreadPoolExecutor(4) as pool:
+            parts = [
+                f"{file.name} {digest}\n" for file, digest in zip(files, pool.map(file_digest, files), strict=True)
+            ]
+        return replace(self, content="content:" + hashlib.sha256("".join(parts).encode()).hexdigest()[:32])
+
 
 def source_of(name: str, settings: Mapping[str, Any]) -> Source:
-    """A source from its configuration.
+    """A source from its configuration, or from what `Source.plain` gave.
 
     Raises:
         FuserlError: a setting is missing, unknown, or out of its range.
     """
     where = f"`sources.{name}`"
     given = {key: value for key, value in settings.items() if key != "name"}
-    known = {field.name for field in fields(Source)} - {"name"}
-    if unknown := sorted(given.keys() - known):
-        raise FuserlError(
-            f"a source has no setting `{unknown[0]}`", where=where, hint=f"it has {', '.join(sorted(known))}"
-        )
     if not given.get("path"):
         raise FuserlError("the source has no model", where=f"`sources.{name}.path`", hint="give a folder or a hub name")
     sampling = dict(given.pop("sampling", None) or {})
-    sampling["stop"] = tuple(sampling.get("stop") or ())
+    if sampling.get("max_tokens") is None:
+        raise FuserlError("an answer's length has no limit", where=where, hint="give `sampling.max_tokens`")
+    stop = sampling.get("stop") or ()
+    sampling["stop"] = [stop] if isinstance(stop, str) else list(stop)
+    _check(given, RULES, where)
+    _check(sampling, SAMPLING_RULES, f"`sources.{name}.sampling`")
+    template = _template(name, given.pop("chat_template", None))
+    drawn = Sampling(**sampling | {"stop": tuple(sampling["stop"])})
+    return Source(name=name, sampling=drawn, chat_template=template, **given)
+
+
+def _template(name: str, value: str | None) -> str | None:
+    """What a template's file says: the file's name says nothing about the answers."""
+    if not value or not value.endswith((".jinja", ".j2")):
+        return value
     try:
-        source = Source(name=name, sampling=Sampling(**sampling), **given)
-    except TypeError as error:
+        return Path(value).expanduser().read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
         raise FuserlError(
-            f"the sampling is not understood ({error})",
-            where=f"`sources.{name}.sampling`",
-            hint=f"its settings are {', '.join(field.name for field in fields(Sampling))}",
+            f"the chat template cannot be read ({error})",
+            where=f"`sources.{name}.chat_template={value}`",
+            hint="give a file that is there, the template itself, or `plain`",
         ) from error
-    for key, value, fits, rule in _rules(source):
-        if isinstance(value, bool) or not isinstance(value, int | float) or not fits:
-            raise FuserlError(f"`{key}` is {value!r}", where=f"`sources.{name}`", hint=f"it must be {rule}")
-    return source
 
 
-def _rules(source: Source) -> list[tuple[str, Any, bool, str]]:
-    """(setting, value, whether it is in its range, the range); numbers only are compared."""
-    sampling = source.sampling
+def _check(settings: Mapping[str, Any], rules: Mapping[str, Rule], where: str) -> None:
+    if unknown := sorted(settings.keys() - rules.keys()):
+        raise FuserlError(f"there is no setting `{unknown[0]}`", where=where, hint=f"there are {', '.join(rules)}")
+    for key, value in settings.items():
+        fits, rule = rules[key]
+        if not fits(value):
+            raise FuserlError(f"`{key}` is {value!r}", where=where, hint=f"it must be {rule}")
 
-    def within(value: Any, low: float, high: float = float("inf")) -> bool:
-        return isinstance(value, int | float) and low <= value <= high
 
-    return [
-        ("samples", source.samples, within(source.samples, 1), "1 or more"),
-        ("sampling.max_tokens", sampling.max_tokens, within(sampling.max_tokens, 1), "1 or more"),
-        ("sampling.temperature", sampling.temperature, within(sampling.temperature, 0), "0 (greedy) or more"),
-        ("sampling.top_p", sampling.top_p, within(sampling.top_p, 1e-9, 1), "above 0, at most 1"),
-        ("sampling.top_k", sampling.top_k, within(sampling.top_k, 0), "0 (no limit) or more"),
-        ("sampling.min_p", sampling.min_p, within(sampling.min_p, 0, 1), "from 0 to 1"),
-        (
-            "sampling.repetition_penalty",
-            sampling.repetition_penalty,
-            within(sampling.repetition_penalty, 1e-9),
-            "above 0; 1 is none",
-        ),
-    ]
+def _text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value.strip())
+
+
+def _text_or_null(value: Any) -> bool:
+    return value is None or isinstance(value, str)
+
+
+def _whole(low: int) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, int) and not isinstance(value, bool) and value >= low
+
+
+def _number(low: float, high: float = 1e9) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
+
+
+Rule = tuple[Callable[[Any], bool], str]  # whether a value fits, and what would
+RULES: dict[str, Rule] = {
+    "path": (_text, "a folder or a name"),
+    "samples": (_whole(1), "1 or more"),
+    "revision": (_text_or_null, "a text, or null"),
+    "chat_template": (_text_or_null, "plain, a .jinja file, a template, or null"),
+    "date_string": (_text, "a day, such as 26 Jul 2024"),
+    "system": (_text_or_null, "a text, or null"),
+    "dtype": (_text, "auto, bfloat16, float32, ..."),
+    "context": (lambda value: value is None or _whole(1)(value), "1 or more, or null"),
+    "trust_remote_code": (lambda value: isinstance(value, bool), "true or false"),
+    "licence": (_text_or_null, "a text, or null"),
+    "content": (_text_or_null, "left to `fuserl generate`"),
+}
+SAMPLING_RULES: dict[str, Rule] = {
+    "max_tokens": (_whole(1), "1 or more"),
+    "temperature": (_number(0), "0 (greedy) or more"),
+    "top_p": (_number(1e-9, 1), "above 0, at most 1"),
+    "top_k": (_whole(0), "0 (no limit) or more"),
+    "min_p": (_number(0, 1), "from 0 to 1"),
+    "repetition_penalty": (_number(1e-9), "above 0; 1 is none"),
+    "stop": (lambda value: all(isinstance(one, str) and one for one in value), "a list of texts"),
+}

@@ -1,0 +1,57 @@
+"""Before anything is asked: reading all prompts once, and counting what the journals hold for them already."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+
+from fuserl.records.journal import Journal
+from fuserl.records.schema import PromptGroup
+from fuserl.records.splits import prompt_digest
+from fuserl.sources.asked import Asked
+
+
+@dataclass
+class Survey:
+    """What is to be done."""
+
+    prompts: int = 0
+    repeated: int = 0  # prompts that say what an earlier one says: they share its answers
+    wanted: dict[str, int] = field(default_factory=dict)  # source -> requests of this command
+    answered: dict[str, int] = field(default_factory=dict)  # of these, how many have an answer
+    digest: str = ""  # of the prompts and all that is kept with them
+
+    @property
+    def open(self) -> int:
+        """Requests without an answer."""
+        return sum(self.wanted.values()) - sum(self.answered.values())
+
+
+def surveyed(
+    prompts: Iterable[PromptGroup], asked: Iterable[Asked], journals: Mapping[str, Journal], told: Callable[[int], None]
+) -> Survey:
+    """Read the prompts through.
+
+    Raises:
+        FuserlError: a row is bad.
+    """
+    asked = list(asked)
+    found = Survey(wanted={one.source.name: 0 for one in asked}, answered={one.source.name: 0 for one in asked})
+    content, seen = hashlib.sha256(), set()
+    for group in prompts:
+        found.prompts += 1
+        content.update(json.dumps(asdict(group), sort_keys=True, default=str).encode())
+        told(found.prompts)
+        digest = bytes.fromhex(prompt_digest(group.prompt))
+        if digest in seen:
+            found.repeated += 1
+            continue
+        seen.add(digest)
+        for one in asked:
+            name, keys = one.source.name, one.keys(group)
+            found.wanted[name] += len(keys)
+            found.answered[name] += sum(key in journals[name] for key in keys)
+    found.digest = content.hexdigest()
+    return found
