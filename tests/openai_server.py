@@ -103,6 +103,7 @@ class Reply:
     kind: str = "application/json"
     headers: dict[str, str] = field(default_factory=dict)
     sent: int | None = None
+    raw: bool = False  # the body alone, without a head
 
 
 def _json(content: Any, status: int = 200, **headers: str) -> Reply:
@@ -159,6 +160,8 @@ AFTER: dict[str, Callable[[dict[str, Any]], Reply]] = {
     "malformed": lambda good: Reply(body=b'{"choices": [nothing]}'),
     "not_utf8": lambda good: Reply(body=b'{"choices": "\xff\xfe"}'),
     "html": lambda good: Reply(body=b"<html>hello</html>", kind="text/html"),
+    "not_gzip": lambda good: Reply(body=b"plain", headers={"Content-Encoding": "gzip"}),
+    "not_http": lambda good: Reply(body=b"220 mail server ready\r\n\r\n", raw=True),
     "a_list": lambda good: _json([good]),
     "no_choices": _with(lambda good: good.update(choices=[])),
     "null_choices": _with(lambda good: good.update(choices=None)),
@@ -182,7 +185,7 @@ AFTER: dict[str, Callable[[dict[str, Any]], Reply]] = {
 FAULTS = (*BEFORE, *AFTER, "hang", "cut")
 PASSING = (  # after which a good answer comes, if the client asks again
     "429", "429_plain", "429_date", "500", "502", "503", "cut", "slow", "lost", "torn", "truncated", "malformed", "not_utf8",
-    "html", "a_list", "no_choices", "null_choices", "choice_is_text", "null_message", "null_content", "unfinished", "aborted",
+    "html", "not_gzip", "not_http", "a_list", "no_choices", "null_choices", "choice_is_text", "null_message", "null_content", "unfinished", "aborted",
 )  # fmt: skip
 REASONS = {200: "OK", 429: "Too Many Requests"}
 
@@ -285,7 +288,9 @@ class Server:
 
     async def _send(self, writer: asyncio.StreamWriter, reply: Reply, asked: Mapping[str, str]) -> bool:
         """Whether the connection stays open."""
-        if reply.sent == 0:
+        if reply.sent == 0 or reply.raw:
+            writer.write(reply.body[: reply.sent])
+            await writer.drain()
             return False
         headers = {"Content-Type": reply.kind, "Content-Length": str(len(reply.body)), **reply.headers}
         if self.echo:
@@ -304,6 +309,8 @@ class Server:
             return _error(401, f"Incorrect API key provided: {sent}", code="invalid_api_key")
         if path == "/v1/models":
             return _json({"object": "list", "data": [{"id": name} for name in self.models or ("any",)]})
+        if path != "/v1/chat/completions":
+            return Reply(404, b"not found", "text/plain")
         reply = await self._complete(headers, json.loads(body))
         if self.echo and reply.kind == "application/json":
             reply.body = reply.body.replace(b'"message": "', f'"message": "you sent {sent}: '.encode())
