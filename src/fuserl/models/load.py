@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
 from fuserl.errors import FuserlError
 from fuserl.models import attention
@@ -92,7 +93,10 @@ def load_tokenizer(path: str, *, revision: str | None = None) -> Any:
         FuserlError: there is none.
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(_local(path), revision=revision, trust_remote_code=False)
+        said = get_tokenizer_config(_local(path), revision=revision).get("tokenizer_class")
+        # "as the file is": AutoTokenizer would put Qwen-2's pre-tokenizer into whatever stands beside such a model
+        kind = PreTrainedTokenizerFast if said in ("PreTrainedTokenizerFast", "TokenizersBackend") else AutoTokenizer
+        tokenizer = kind.from_pretrained(_local(path), revision=revision, trust_remote_code=False)
     except Exception as error:
         raise _not_loadable("tokenizer", path, error) from error
     if not getattr(tokenizer, "is_fast", False):
