@@ -177,7 +177,7 @@ def _rows(path: str | Path, split: str | None, form: str) -> Iterator[tuple[str,
     if not folder.exists():
         yield from _datasets_rows(str(path), split, is_path=False)
     elif folder.is_file():
-        yield from _file_rows(folder)
+        yield from file_rows(folder)
     elif (folder / "manifest.json").exists():
         yield from ((f"{folder}, group {number}", group) for number, group in enumerate(iter_groups(folder)))
     elif (folder / "dataset_info.json").exists() or (folder / "dataset_dict.json").exists():
@@ -195,7 +195,12 @@ def _rows(path: str | Path, split: str | None, form: str) -> Iterator[tuple[str,
         yield from _rows(inside, None, form)
 
 
-def _file_rows(path: Path) -> Iterator[tuple[str, Any]]:
+def file_rows(path: Path) -> Iterator[tuple[str, Any]]:
+    """(where, row) of every row of a file, whatever its rows are; a row that cannot be parsed is a BadField.
+
+    Raises:
+        FuserlError: the file cannot be read, or has an ending that is not one of ENDINGS.
+    """
     if path.suffix == ".parquet":
         ours = is_store_file(path)
         for number, row in enumerate(parquet_rows(path)):
