@@ -103,7 +103,7 @@ class Pool:
                     await self._changed.wait()
 
     def _lose_patience(self, back: float) -> None:
-        waited = back - (self._failing_since or 0.0)
+        waited = back - (asyncio.get_running_loop().time() if self._failing_since is None else self._failing_since)
         if waited > self._patience:
             raise FuserlError(
                 f"no server answers: the next try would come {waited:,.0f} s after the first failure "
