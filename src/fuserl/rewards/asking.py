@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack
@@ -12,7 +13,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import Any, TextIO
 
 from fuserl.errors import FuserlError
 from fuserl.records.journal import Journal
@@ -23,7 +24,7 @@ from fuserl.rewards.protocol import Item, Score, Scorer
 from fuserl.sources.protocol import Failure
 from fuserl.terminal import bar
 
-TOLD = 5  # kinds of failures that are told, the most frequent first
+KINDS = 100  # kinds of failures that are counted apart
 
 
 @dataclass
@@ -40,8 +41,9 @@ class Asked:
     journal: Journal
     settings: Mapping[str, Any]
     identity: Mapping[str, Any] = field(init=False)
-    failures: Counter[str] = field(default_factory=Counter)  # what went wrong -> how often, in this run
+    failures: Counter[str] = field(default_factory=Counter)  # what went wrong in this run, numbers left out
     failed: set[str] = field(default_factory=set)  # keys
+    gave_up: bool = False  # too many failures in a row: not everything was asked
 
     def __post_init__(self) -> None:
         kind = type(self.scorer)
@@ -68,54 +70,54 @@ class Asked:
         record = self.journal.get(key)
         return None if record is None else {name: record[name] for name in ("reward", "verdict", "detail")}
 
-    def run(self, groups: Iterable[PromptGroup], to_do: int) -> None:
+    def run(self, groups: Iterable[PromptGroup], to_do: int, failed: TextIO, give_up: int | None) -> None:
         """Have everything scored that is not known yet; each score is kept as it comes.
 
         Args:
             to_do: responses without a score, equal ones counted each, for the bar.
+            failed: gets a JSON line a failure.
+            give_up: failures in a row after which no more is asked; None: never.
 
         Raises:
             FuserlError: the scorer cannot work; or it answered something that is no score.
         """
-        in_flight: dict[str, str] = {}  # key -> where, for messages
-        done = 0
-
-        def unknown() -> Iterator[Item]:
-            nonlocal done
-            for group in groups:
-                for item in self.items(group) if self.applies(group) else ():
-                    with self._writing:
-                        known = item.key in self.journal
-                    if known:
-                        continue
-                    if item.key in in_flight or item.key in self.failed:
-                        done += 1
-                        continue
-                    in_flight[item.key] = place_of(item.group, item.response)
-                    yield item
-
+        in_flight: dict[str, tuple[str, str]] = {}  # key -> prompt id, where
+        in_a_row = 0
         with bar(f"scoring {self.name}", lambda: to_do) as told:
-            for found in self.scorer.score(unknown()):
-                self._keep(found, in_flight)
-                done += 1
-                told(done, f"{self.failures.total()} failed" if self.failures else "")
+            for number, found in enumerate(self.scorer.score(self._unknown(groups, in_flight)), 1):
+                prompt_id, where = in_flight.pop(found.key, (None, ""))
+                if prompt_id is None:
+                    raise FuserlError(
+                        f"the scorer `{self.name}` answered what it was not asked, or twice", where=f"key `{found.key}`"
+                    )
+                if isinstance(found, Score):
+                    self._keep(found, where)
+                    in_a_row = 0
+                else:
+                    in_a_row += 1
+                    self._note(found, prompt_id, where, failed)
+                    if give_up is not None and in_a_row >= give_up:
+                        self.gave_up = True
+                        return
+                told(number, f"{self.failures.total():,} failed" if self.failures else "")
         if in_flight:
             raise FuserlError(
                 f"the scorer `{self.name}` left {len(in_flight)} answers without a score",
-                where=next(iter(in_flight.values())),
+                where=next(iter(in_flight.values()))[1],
                 hint="a scorer answers each item with a score or a failure; what it scored is kept",
             )
 
-    def _keep(self, found: Score | Failure, in_flight: dict[str, str]) -> None:
-        where = in_flight.pop(found.key, None)
-        if where is None:
-            raise FuserlError(
-                f"the scorer `{self.name}` answered what it was not asked, or twice", where=f"key `{found.key}`"
-            )
-        if isinstance(found, Failure):
-            self.failures[found.what] += 1
-            self.failed.add(found.key)
-            return
+    def _unknown(self, groups: Iterable[PromptGroup], in_flight: dict[str, tuple[str, str]]) -> Iterator[Item]:
+        """What has no score, is not being scored, and has not failed in this run."""
+        for group in groups:
+            for item in self.items(group) if self.applies(group) else ():
+                with self._writing:
+                    known = item.key in self.journal
+                if not (known or item.key in in_flight or item.key in self.failed):
+                    in_flight[item.key] = group.id, place_of(group, item.response)
+                    yield item
+
+    def _keep(self, found: Score, where: str) -> None:
         if (found.reward is not None and not math.isfinite(found.reward)) or found.verdict not in (None, *VERDICTS):
             raise FuserlError(
                 f"the scorer `{self.name}` gave the reward {found.reward} and the verdict {found.verdict}",
@@ -127,11 +129,12 @@ class Asked:
         with self._writing:
             self.journal.add(found.key, record)
 
-    def told(self) -> list[str]:
-        """Lines about what failed."""
-        lines = [f"{count} x {what}" for what, count in self.failures.most_common(TOLD)]
-        rest = self.failures.total() - sum(count for _, count in self.failures.most_common(TOLD))
-        return [f"`{self.name}` failed: {line}" for line in [*lines, *([f"{rest} x others"] if rest else [])]]
+    def _note(self, failure: Failure, prompt_id: str, where: str, failed: TextIO) -> None:
+        named = {"scorer": self.name, "prompt_id": prompt_id, "where": where}
+        failed.write(json.dumps(named | {"what": failure.what, "passing": failure.passing}) + "\n")
+        self.failed.add(failure.key)
+        kind = re.sub(r"\d+", "N", failure.what)
+        self.failures[kind if kind in self.failures or len(self.failures) < KINDS else "other"] += 1
 
 
 def asked_of(name: str, node: Mapping[str, Any], folder: Path, cleaning: ExitStack) -> Asked:

@@ -96,19 +96,21 @@ def checked_scope(scope: str) -> str:
     return scope
 
 
-def checked_weights(weights: Mapping[str, float]) -> dict[str, float]:
+def checked_weights(weights: Mapping[str, float] | None) -> dict[str, float]:
     """The weights as plain numbers.
 
     Raises:
         FuserlError: there are none, or one is no finite number.
     """
+    if not weights:
+        raise FuserlError(
+            "no scorer has a weight",
+            where="`combine.weights`",
+            hint="such as `'combine.weights={armorm: 1.0, judge: 0.5}'`",
+        )
     for name, weight in weights.items():
         if isinstance(weight, bool) or not isinstance(weight, int | float) or not math.isfinite(weight):
             raise FuserlError(
                 f"the weight of `{name}` is {weight!r}", where="`combine.weights`", hint="give a finite number"
             )
-    if not weights:
-        raise FuserlError(
-            "no scorer has a weight", where="`combine.weights`", hint="such as `combine.weights={armorm: 1.0}`"
-        )
     return {name: float(weight) for name, weight in weights.items()}

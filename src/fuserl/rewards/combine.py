@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from fuserl.errors import FuserlError
 from fuserl.rewards.calibrate import Calibration, checked_scope, checked_weights
@@ -38,6 +38,7 @@ class Final:
     verdict: str | None = None
 
 
+@runtime_checkable
 class Combination(Protocol):
     """A way to combine."""
 
@@ -85,7 +86,7 @@ class Single:
 class Weighted:
     """The weighted sum of scorers' numbers, standardised or not. It is no mean: weights need not sum to 1."""
 
-    weights: Mapping[str, float]
+    weights: Mapping[str, float] | None  # scorer -> weight
     standardise: str = "none"
     on_missing: str = "drop_number"
     verdict: str | None = None  # the scorer whose verdict stands
@@ -109,7 +110,7 @@ class Weighted:
 
     def reads(self) -> frozenset[str]:
         """All scorers with a weight, and the one with the verdict."""
-        return frozenset(self.weights) | frozenset([self.verdict] if self.verdict else [])
+        return frozenset(self.weights or ()) | frozenset([self.verdict] if self.verdict else [])
 
     def standardises(self) -> bool:
         """Whether a scope was chosen."""
@@ -121,7 +122,7 @@ class Weighted:
 
     def _final(self, row: Row, calibration: Calibration) -> Final:
         total = 0.0
-        for name, weight in self.weights.items():
+        for name, weight in (self.weights or {}).items():
             number = row.findings.get(name, Finding()).reward
             if number is None:
                 return self._without(row, name)

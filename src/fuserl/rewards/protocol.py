@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from fuserl.records.schema import PromptGroup, Response
 from fuserl.sources.protocol import Failure
@@ -35,6 +35,7 @@ class Score:
     )  # why, briefly; plain JSON; texts cut to a few hundred signs
 
 
+@runtime_checkable
 class Scorer(Protocol):
     """A way to grade responses."""
 

@@ -2,30 +2,32 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from fuserl import settings
 from fuserl.errors import FuserlError
 from fuserl.records.formats import ReadReport
 from fuserl.records.journal import locked
-from fuserl.records.manifest import read_manifest
+from fuserl.records.manifest import read_manifest, write_text_atomically
 from fuserl.records.schema import PromptGroup
 from fuserl.rewards.asking import Asked, asked_of
 from fuserl.rewards.combine import Combination, named
-from fuserl.rewards.findings import entries_of, place_of
+from fuserl.rewards.findings import GIVEN, entries_of, place_of
 from fuserl.rewards.made import made
-from fuserl.rewards.written import Input, Output, write
+from fuserl.rewards.written import Input, Output, is_written, write
 from fuserl.settings import plain
 from fuserl.terminal import bar, say
 
 FREE = ("output",)  # settings that do not change what comes out
 ON_FAILURE = ("error", "leave_out")
+TOLD = 5  # kinds of failures of a scorer that are told
 
 
 @dataclass
@@ -56,22 +58,47 @@ def score(cfg: DictConfig) -> Path:
             hint=f"one of {', '.join(ON_FAILURE)}",
         )
     folder = Path(given["output"] or Path("runs") / settings.digest("score", given, FREE)).expanduser()
+    data = Input(given["data"])
+    _require_ours(folder)
     with locked(folder), ExitStack() as cleaning:
-        data = Input(given["data"])
         asked = [asked_of(name, node, folder, cleaning) for name, node in (given["rewards"] or {}).items()]
         combination = named(made(given["combine"], "combine"), [one.name for one in asked])
         survey = _survey(data, asked)
         carried = _carried(folder, data, {one.name for one in asked})
         _require(combination, survey.present | carried | {one.name for one in asked})
         say(_headline(survey, asked, carried, folder))
-        for one in asked:
-            one.run(data.groups(), survey.to_do[one.name])
-            one.scorer.close()
-        _tell_failures(asked, given["on_failure"])
         output = Output(folder, asked, combination, frozenset(carried), frozenset(survey.present))
+        if not any(survey.to_do.values()) and is_written(data, output, given):
+            say(f"nothing new to score; the data set is complete: {folder}")
+            return folder
+        write_text_atomically(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(given)))
+        _run(data, asked, survey, folder, given["give_up"])
+        _tell_failures(asked, folder, given["on_failure"])
         write(data, output, given, survey.report)
     say(f"done: {folder}")
     return folder
+
+
+def _require_ours(folder: Path) -> None:
+    """Raises: FuserlError: another verb has made the folder; scoring in place would be undone when it writes again."""
+    by = read_manifest(folder).extra.get("verb") if (folder / "manifest.json").exists() else "score"
+    if by != "score" or any((folder / name).exists() for name in ("sources.json", "summary.json")):
+        raise FuserlError(
+            "the folder holds something that `fuserl score` did not make",
+            where=str(folder),
+            hint="give another folder with `output=DIR`; groups can be read from any data set with `data.path=DIR`",
+        )
+
+
+def _run(data: Input, asked: Sequence[Asked], survey: Survey, folder: Path, give_up: int | None) -> None:
+    """One scorer after the other; the next one loads when the one before has given back its memory."""
+    with (folder / "failures.jsonl").open("w", encoding="utf-8") as failed:
+        for one in asked:
+            if to_do := survey.to_do[one.name]:
+                started = time.monotonic()
+                one.run(data.groups(), to_do, failed, give_up)
+                one.scorer.close()
+                say(f"{one.name}: {to_do:,} answers in {time.monotonic() - started:,.1f} s")
 
 
 def _survey(data: Input, asked: Sequence[Asked]) -> Survey:
@@ -98,7 +125,7 @@ def _carried(folder: Path, data: Input, ours: set[str]) -> set[str]:
     """Other scorers whose scores the folder holds; none where the folder itself is the input, which brings them."""
     if not (folder / "manifest.json").exists() or data.path.resolve() == folder.resolve():
         return set()
-    return set(read_manifest(folder).extra.get("scorers") or {}) - ours
+    return set(read_manifest(folder).extra.get("scorers") or {}) - ours - {GIVEN}
 
 
 def _require(combination: Combination, known: set[str]) -> None:
@@ -121,14 +148,17 @@ def _headline(survey: Survey, asked: Sequence[Asked], carried: set[str], folder:
     return "\n".join(lines)
 
 
-def _tell_failures(asked: Sequence[Asked], on_failure: str) -> None:
+def _tell_failures(asked: Sequence[Asked], folder: Path, on_failure: str) -> None:
     """Raises: FuserlError: something failed, and nothing may be left without its score."""
-    for line in (line for one in asked for line in one.told()):
-        say(line)
+    for one in (one for one in asked if one.failures):
+        for what, count in one.failures.most_common(TOLD):
+            say(f"{one.name}: {count:,} x {what}")
+        if one.gave_up:
+            say(f"{one.name}: asked no more after `give_up` failures in a row")
     number = sum(one.failures.total() for one in asked)
     if number and on_failure == "error":
         raise FuserlError(
             f"{number:,} answers got no score; the scores of all others are kept",
-            where=", ".join(f"`{one.name}`" for one in asked if one.failures),
+            where=str(folder / "failures.jsonl"),
             hint="run the same command again, which asks for these alone, or go on without them: `on_failure=leave_out`",
         )

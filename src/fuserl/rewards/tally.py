@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from fuserl.records.schema import PromptGroup
@@ -16,6 +16,7 @@ from fuserl.rewards.findings import Entry
 COMBINED = "reward"  # the name under which the combination stands beside the scorers
 WHY = "why"  # of `Score.detail`: why there is no number, or no verdict
 NO_REASON = "no reason given"
+TOLD = 10  # reasons of a scorer that are told
 
 
 @dataclass(slots=True)
@@ -82,22 +83,26 @@ class Tally:
             for (scorer, source, domain), counts in self._sorted()
         ]
 
-    def show(self, scorers: Collection[str]) -> None:
-        """These scorers' rows as a table on standard output, and the reasons under it."""
-        table = Table(title="scores", title_justify="left", box=None, padding=(0, 2, 0, 0))
+    def table(self, scorers: Collection[str]) -> Table:
+        """These scorers' rows."""
+        table = Table(title="scores", title_justify="left")
         for column in ("scorer", "source", "domain"):
             table.add_column(column)
         for column in ("responses", "mean", "right", "wrong", "unknown", "without"):
             table.add_column(column, justify="right")
         for names, counts in self._sorted():
             if names[0] in scorers:
-                table.add_row(*names, f"{counts.responses:,}", _number(counts.mean), *_shares(counts))
-        console = Console(highlight=False, markup=False, soft_wrap=True)
-        console.print(table)
-        for scorer in sorted(self.reasons.keys() & set(scorers)):
-            reasons = self.reasons[scorer]
-            for why, count in reasons.most_common():
-                console.print(f"{scorer}: {count:,} x {why}")
+                cells = (f"{counts.responses:,}", _number(counts.mean), *_shares(counts))
+                table.add_row(*(escape(name) for name in names), *cells)
+        return table
+
+    def reasons_told(self, scorers: Collection[str]) -> list[str]:
+        """Lines: why these scorers have no number or no verdict, the most frequent first."""
+        return [
+            f"{scorer}: {count:,} x {why}"
+            for scorer in sorted(self.reasons.keys() & set(scorers))
+            for why, count in self.reasons[scorer].most_common(TOLD)
+        ]
 
     def _sorted(self) -> list[tuple[tuple[str, str, str], Counts]]:
         """The combination last."""

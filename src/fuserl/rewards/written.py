@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import fuserl
 from fuserl.errors import FuserlError
 from fuserl.records.formats import ReadReport, read_groups
 from fuserl.records.inputs import content_digest
@@ -20,9 +24,9 @@ from fuserl.rewards.calibrate import Calibration
 from fuserl.rewards.combine import Combination
 from fuserl.rewards.findings import Earlier, Entries, entries_of, place_of, rows_of, with_scores
 from fuserl.rewards.tally import COMBINED, Tally
-from fuserl.terminal import bar, say
+from fuserl.terminal import bar, say, say_table
 
-LISTED = 1000  # rows left out that the manifest names
+LISTED = 20  # rows left out that the manifest names
 
 
 class Input:
@@ -54,9 +58,13 @@ class Input:
         """What its own manifest says beside counts, empty where it has none."""
         return read_manifest(self.path).extra if (self.path / "manifest.json").exists() else {}
 
-    def digest(self) -> str:
-        """Of its content."""
+    @cached_property
+    def _digest(self) -> str:
         return content_digest(self.settings["path"], self.settings["split"])
+
+    def digest(self) -> str:
+        """Of its content, as it was when it was first asked for."""
+        return self._digest
 
 
 @dataclass(frozen=True)
@@ -92,7 +100,10 @@ def write(data: Input, output: Output, given: Mapping[str, Any], report: ReadRep
         extra["scores"], extra["reasons"] = tally.plain(), tally.reasons_plain()
 
     replace_groups(finished(), output.folder, manifest_extra=extra)
-    tally.show([one.name for one in output.asked] + ([] if len(output.asked) == 1 else [COMBINED]))
+    shown = [one.name for one in output.asked] + ([] if len(output.asked) == 1 else [COMBINED])
+    say_table(tally.table(shown))
+    for line in tally.reasons_told(shown):
+        say(line)
     if gone := earlier.unasked():
         say(f"{gone:,} prompts of the folder's earlier data set are not in the data any more")
 
@@ -124,13 +135,26 @@ def _scored(data: Input, output: Output, earlier: Earlier) -> Iterator[tuple[Pro
                 for entries, item in zip(found, one.items(group), strict=True):
                     if (entry := one.entry(item.key)) is not None:
                         entries[one.name] = entry
-                    elif item.key not in one.failed:
+                    elif item.key not in one.failed and not one.gave_up:
                         raise FuserlError(
                             f"`{one.name}` was not asked about an answer: the data changed meanwhile",
                             where=place_of(group, item.response),
                             hint="run the same command again; what was scored is kept",
                         )
         yield group, found
+
+
+def is_written(data: Input, output: Output, given: Mapping[str, Any]) -> bool:
+    """Whether the folder's data set was made from just this."""
+    manifest = output.folder / "manifest.json"
+    return manifest.exists() and read_manifest(output.folder).extra.get("made_from") == _state(data, output, given)
+
+
+def _state(data: Input, output: Output, given: Mapping[str, Any]) -> str:
+    """Digest of all that decides the data set beside what scorers found."""
+    scorers = {one.name: [one.identity, sorted(one.domains or ["*"])] for one in output.asked}
+    content = [data.digest(), dict(data.settings), scorers, given["combine"]]
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def _manifest(data: Input, output: Output, given: Mapping[str, Any], report: ReadReport) -> dict[str, Any]:
@@ -144,7 +168,11 @@ def _manifest(data: Input, output: Output, given: Mapping[str, Any], report: Rea
         one.name: {"identity": one.identity, "settings": one.settings, "failures": dict(one.failures)}
         for one in output.asked
     }
+    missing = any(one.failures for one in output.asked)
     return told | {
+        "verb": "score",
+        "fuserl": fuserl.__version__,
+        "made_from": None if missing else _state(data, output, given),
         "scorers": scorers,
         "combine": given["combine"],
         "scored_from": {"path": str(data.settings["path"]), "split": data.settings["split"], "digest": data.digest()},
