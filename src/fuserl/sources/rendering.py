@@ -11,27 +11,22 @@ from fuserl.models.load import load_tokenizer
 from fuserl.records.schema import Message
 from fuserl.sources.protocol import Answer, Failure, Request
 from fuserl.sources.source import Source
-from fuserl.tokens.templates import Text, load_template
+from fuserl.tokens.templates import Template, Text, load_template
 
 ANCHOR = "a"  # an answer is decoded behind this word too: decoders treat the start of a text apart
 REMEMBERED = 256  # prompts: the samples of one follow each other
 
 
 class Rendering:
-    """A source's tokenizer and template, for prompts on their way in and answers on their way out.
+    """A tokenizer with its template, for prompts on their way in and answers on their way out."""
 
-    Raises:
-        FuserlError: the source has no fast tokenizer, or no template.
-    """
-
-    def __init__(self, source: Source) -> None:
-        tokenizer = load_tokenizer(source.path, revision=source.revision)
-        self.template = load_template(tokenizer, chat_template=source.chat_template, date_string=source.date_string)
+    def __init__(self, template: Template) -> None:
+        tokenizer, self.template = template.tokenizer, template
         self._backend = tokenizer.backend_tokenizer
         self._anchor = self._backend.encode(ANCHOR, add_special_tokens=False).ids
-        self._controls = set(tokenizer.convert_tokens_to_ids(list(self.template.controls))) | self.template.stop_ids
+        self._controls = set(tokenizer.convert_tokens_to_ids(list(template.controls))) | template.stop_ids
         self._prompt = lru_cache(REMEMBERED)(self._encoded)
-        self._tail = lru_cache(REMEMBERED)(lambda messages: self.template.prompt_text(messages, guarded=True).tail)
+        self._tail = lru_cache(REMEMBERED)(lambda messages: template.prompt_text(messages, guarded=True).tail)
 
     def prompt(self, request: Request, context: int | None) -> tuple[int, ...] | Failure:
         """Token ids of the prompt, with one BOS at most; or why it cannot be asked.
@@ -83,11 +78,20 @@ class Rendering:
     def _encoded(self, messages: tuple[Message, ...]) -> tuple[int, ...]:
         return tuple(self.template.encode_prompt(messages))
 
-    def _agreeing(self, messages: tuple[Message, ...], text: str, ids: Sequence[int]) -> int:
-        """How many tokens of the text, behind the prompt, are those given, from the first on."""
+    def _agreeing(self, messages: tuple[Message, ...], text: str, ids: list[int]) -> tuple[bool, int]:
+        """Whether the text's tokens, behind the prompt, are those given; and how many are, from the first on."""
         tail = self._tail(messages)
         prompt, whole = self.template.encode([tail, Text(tail.text + text, guarded=True)])
         found = whole[len(prompt) :]
-        return next(
-            (place for place, (one, other) in enumerate(zip(found, ids, strict=False)) if one != other), len(ids)
-        )
+        pairs = enumerate(zip(found, ids, strict=False))
+        return found == ids, next((place for place, (one, other) in pairs if one != other), min(len(found), len(ids)))
+
+
+def rendering_of(source: Source) -> Rendering:
+    """The source's own.
+
+    Raises:
+        FuserlError: it has no fast tokenizer, or no template.
+    """
+    tokenizer = load_tokenizer(source.path, revision=source.revision)
+    return Rendering(load_template(tokenizer, chat_template=source.chat_template, date_string=source.date_string))

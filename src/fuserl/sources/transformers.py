@@ -15,7 +15,7 @@ from fuserl.models.continuous import Decoder, Wanted
 from fuserl.models.drawing import Drawing
 from fuserl.models.load import check_vocabulary, load_policy
 from fuserl.sources.protocol import Answer, Failure, Request
-from fuserl.sources.rendering import Rendering
+from fuserl.sources.rendering import rendering_of
 from fuserl.sources.source import Source
 
 
@@ -34,7 +34,7 @@ class TransformersEngine:
     """
 
     def __init__(self, source: Source, *, batch_tokens: int, device: str) -> None:
-        self.rendering = Rendering(source)
+        self.rendering = rendering_of(source)
         check_vocabulary(source.path, self.rendering.template.tokenizer)
         model = load_policy(
             source.path,
