@@ -19,7 +19,7 @@ from fuserl.tokens.templates import load_template
 from fuserl.tokens.tokenize import encode_group
 
 MESSAGES = (Message("user", "Name a colour."),)
-PAIRS = [pair for pair in real.PAIRS if pair[0] in (*real.SENTENCEPIECE, "gpt2")][::2] + [real.PAIRS[-1]]
+PAIRS = [*[pair for pair in real.PAIRS if pair[0] in (*real.SENTENCEPIECE, "gpt2")][::2], real.PAIRS[-1]]
 TARGET = kit.ROOT / "src/fuserl/miniature/target"
 
 
