@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import unicodedata
-
 import numpy as np
 import pytest
 from hypothesis import given
@@ -20,7 +18,7 @@ TEXT = st.one_of(
 
 def by_hand(text: str, length: int, *, symbols: bool = True) -> list[tuple[str, ...]]:
     """Runs of words as anyone would write them down."""
-    found = [word for word in words(text) if symbols or unicodedata.category(word[0])[0] not in "PS"]
+    found = words(text, symbols=symbols)
     if len(found) < length:
         return [tuple(found)] if found else []
     return [tuple(found[place : place + length]) for place in range(len(found) - length + 1)]

@@ -52,8 +52,11 @@ def kinds() -> UInt8[np.ndarray, 1114112]:
     return found
 
 
-def words(text: str) -> list[str]:
+def words(text: str, *, symbols: bool = True) -> list[str]:
     """The words of a normalised text: runs of letters, runs of digits, single symbols, single ideographs.
+
+    Args:
+        symbols: count symbols as words; otherwise they only separate.
 
     >>> words(normalised("Is 12kg > 3.5 学生?"))
     ['is', '12', 'kg', '>', '3', '.', '5', '学', '生', '?']
@@ -63,7 +66,7 @@ def words(text: str) -> list[str]:
         kind = int(table[ord(sign)])
         if kind == last and kind in (LETTERS, DIGITS):
             found[-1] += sign
-        elif kind != NOTHING:
+        elif kind != NOTHING and (symbols or kind != SYMBOL):
             found.append(sign)
         last = kind
     return found
