@@ -36,7 +36,7 @@ def against(folder: Path, texts: list[str], **settings: Any) -> Any:
     rows = [json.dumps({"name": f"e{place:03d}", "question": text}) for place, text in enumerate(texts)]
     (folder / "mine.jsonl").write_text("\n".join(rows) + "\n")
     mine = {"path": "mine.jsonl", "text": "question", "id": "name"}
-    return rule_of("contaminated", folder=str(folder), sets={"mine": mine}, against=["mine"], **settings)
+    return rule_of("contaminated", **{"folder": str(folder), "sets": {"mine": mine}, "against": ["mine"]} | settings)
 
 
 def dropped_by(rule: Any, groups: list[PromptGroup]) -> set[str]:
@@ -150,7 +150,7 @@ def test_order_does_not_matter_and_twice_is_once(tmp_path_factory, random):
         (QUESTION, True),
         (QUESTION.upper().replace(" ", "\n"), True),
         (QUESTION.replace(",", "").replace(".", ""), True),
-        (f"Solve this step by step.\n\n{QUESTION}\n\nGive the number only." * 1, True),
+        (f"Solve this step by step.\n\n{QUESTION}\n\nGive the number only.", True),
         (QUESTION.split(". ")[0], True),  # a part of it
         (QUESTION.replace("48", "52").replace("Natalia", "Weng"), False),  # related: other names and numbers
         (f"{'Once upon a time there was a shop. ' * 20} {' '.join(QUESTION.split()[:14])} and so on", False),  # one run
@@ -247,11 +247,7 @@ def test_evaluation_files_of_every_form_are_read(text, ending, tmp_path):
 
         pq.write_table(pa.Table.from_pylist(ROWS), path)
     else:
-        content = (
-            json.dumps(ROWS)
-            if "json" in ending.split(".")[0].split("l")[0] and "jsonl" not in ending
-            else json.dumps(ROWS[0])
-        ).encode()
+        content = json.dumps(ROWS[0] if ending.startswith("jsonl") else ROWS).encode()
         path.write_bytes(gzip.compress(content) if ending.endswith("gz") else content)
     rule = rule_of(
         "contaminated", folder=str(tmp_path), against=["x"], sets={"x": {"path": path.name, "text": text, "id": "n"}}
