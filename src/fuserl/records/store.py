@@ -6,7 +6,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,8 @@ import pyarrow.parquet as pq
 from fuserl.errors import FuserlError
 from fuserl.records.manifest import Counting, Manifest, read_manifest, write_manifest
 from fuserl.records.schema import Message, PromptGroup, Response
+
+CHUNK_GROUPS, CHUNK_RESPONSES = 1000, 8000  # in memory together, while writing and reading
 
 _MESSAGE = pa.struct([("role", pa.string()), ("content", pa.string()), ("extra", pa.string())])  # extra: JSON
 _RESPONSE = pa.struct(
@@ -114,18 +116,40 @@ def replace_groups(
 
 
 def _write_parts(groups: Iterable[PromptGroup], part: Path, extra: dict[str, Any], rows_per_file: int) -> Manifest:
-    counting, files, digests, stream = Counting(), {}, {}, iter(groups)
-    while chunk := list(islice(stream, rows_per_file)):
+    counting, files, digests = Counting(), {}, {}
+    stream = _counted(groups, counting)
+    while (first := next(stream, None)) is not None:
         name = f"groups-{len(files):05d}.parquet"
-        for group in chunk:
-            counting.add(group)
-        table = pa.Table.from_pylist([_to_row(group) for group in chunk], schema=SCHEMA)
-        pq.write_table(table, part / name, compression="zstd", row_group_size=1000)
-        files[name], digests[name] = len(chunk), file_digest(part / name)
+        rows = 0
+        with pq.ParquetWriter(part / name, SCHEMA, compression="zstd") as file:
+            for chunk in _chunks(chain([first], islice(stream, rows_per_file - 1))):
+                file.write_table(pa.Table.from_pylist([_to_row(group) for group in chunk], schema=SCHEMA))
+                rows += len(chunk)
+        files[name], digests[name] = rows, file_digest(part / name)
     manifest = counting.manifest(files, extra)
     manifest.file_digests = digests
     write_manifest(part, manifest)
     return manifest
+
+
+def _counted(groups: Iterable[PromptGroup], counting: Counting) -> Iterator[PromptGroup]:
+    for group in groups:
+        counting.add(group)
+        yield group
+
+
+def _chunks(groups: Iterable[PromptGroup]) -> Iterator[list[PromptGroup]]:
+    """What is in memory at a time, and a row group of the file: so many groups, or so many responses."""
+    chunk: list[PromptGroup] = []
+    responses = 0
+    for group in groups:
+        chunk.append(group)
+        responses += len(group.responses)
+        if len(chunk) == CHUNK_GROUPS or responses >= CHUNK_RESPONSES:
+            yield chunk
+            chunk, responses = [], 0
+    if chunk:
+        yield chunk
 
 
 def file_digest(path: Path) -> str:
@@ -138,7 +162,7 @@ def file_digest(path: Path) -> str:
 
 
 def iter_groups(folder: str | Path) -> Iterator[PromptGroup]:
-    """Read a data set in its order, a thousand rows in memory at a time.
+    """Read a data set in its order, a part of a file in memory at a time.
 
     Raises:
         FuserlError: a file that the manifest names is missing, cut short, or has other rows.
@@ -187,8 +211,9 @@ def parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
     """
     try:
         with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=1000):
-                yield from batch.to_pylist()
+            for number in range(file.num_row_groups):
+                for batch in file.iter_batches(batch_size=CHUNK_GROUPS, row_groups=[number]):
+                    yield from batch.to_pylist()
     except (OSError, pa.ArrowException) as error:
         raise FuserlError(
             f"the parquet file is missing or half-written ({str(error).splitlines()[0]})",
