@@ -31,6 +31,32 @@ def bars(groups: Mapping[str, Mapping[str, float]], *, title: str, y: str) -> go
     return _styled(figure, title, "", y)
 
 
+def histogram(
+    edges: Sequence[float],
+    counts: Mapping[str, Sequence[int]],
+    *,
+    title: str,
+    x: str,
+    window: Sequence[float | None] = (),
+) -> go.Figure:
+    """One stepped line a series over bins that all share.
+
+    Args:
+        edges: of the bins, one more than there are counts.
+        window: places to mark on the scale; None marks nothing.
+    """
+    figure = go.Figure()
+    for index, (name, values) in enumerate(counts.items()):
+        style = {"color": PALETTE[index % len(PALETTE)], "shape": "hv"}
+        figure.add_scatter(
+            x=list(edges), y=[*values, 0], name=name, mode="lines", line=style, fill="tozeroy", opacity=0.6
+        )
+    for place in window:
+        if place is not None:
+            figure.add_vline(x=place, line={"color": PALETTE[-1], "dash": "dash"})
+    return _styled(figure, title, x, "number")
+
+
 def intervals(rows: Mapping[str, Interval], *, title: str, x: str) -> go.Figure:
     """One dot a row with its interval, best at the top."""
     ordered = sorted(rows.items(), key=lambda item: item[1].mean)

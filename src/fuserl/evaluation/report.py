@@ -18,7 +18,7 @@ p { max-width: 46rem; } .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .35rem .7rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; } th { color: var(--faint); font-weight: 600; }
-td.best { background: var(--best); font-weight: 600; } td.text { white-space: pre-wrap; text-align: left; }
+td.best { background: var(--best); font-weight: 600; } td.text { white-space: pre-wrap; text-align: left; min-width: 16rem; overflow-wrap: anywhere; }
 """
 # The page may run its own inline scripts (plotly) and load nothing from anywhere.
 POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
@@ -33,11 +33,12 @@ class Text:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of cells; `best` marks (row, column) cells."""
+    """Rows of cells; `best` marks (row, column) cells, `texts` columns of running text."""
 
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
     best: frozenset[tuple[int, int]] = frozenset()
+    texts: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -76,13 +77,16 @@ def _table(table: Table) -> str:
     rows = "".join(
         "<tr>"
         + "".join(
-            f'<td class="best">{escape(cell)}</td>' if (r, c) in table.best else f"<td>{escape(cell)}</td>"
-            for c, cell in enumerate(row)
+            f"<td{_kind((r, c) in table.best, c in table.texts)}>{escape(cell)}</td>" for c, cell in enumerate(row)
         )
         + "</tr>"
         for r, row in enumerate(table.rows)
     )
     return f'<div class="scroll"><table><thead><tr>{header}</tr></thead><tbody>{rows}</tbody></table></div>'
+
+
+def _kind(best: bool, text: bool) -> str:
+    return ' class="best"' if best else ' class="text"' if text else ""
 
 
 def _figure(figure: go.Figure) -> str:
@@ -93,8 +97,10 @@ def _figure(figure: go.Figure) -> str:
 
 
 def escaped(figure: go.Figure) -> go.Figure:
-    """A copy whose trace names and categories are plain text."""
+    """A copy whose title, trace names and categories are plain text."""
     copy = go.Figure(figure)
+    if copy.layout.title.text:
+        copy.layout.title.text = escape(copy.layout.title.text)
     for trace in copy.data:
         if trace.name:
             trace.name = escape(trace.name)

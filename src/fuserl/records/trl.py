@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +11,15 @@ from fuserl.errors import FuserlError
 from fuserl.records.manifest import written_atomically
 from fuserl.records.schema import PromptGroup, Response
 
+Pairing = Callable[[PromptGroup], Iterable[tuple[Response, Response]]]
 
-def write_preferences(groups: Iterable[PromptGroup], path: str | Path, *, pairs: str = "per_source") -> int:
+
+def write_preferences(groups: Iterable[PromptGroup], path: str | Path, *, pairs: str | Pairing = "per_source") -> int:
     """Write JSON lines of TRL's preference format, a pair at a time; the file is whole or as it was.
 
     Args:
-        pairs: `per_source` best against worst of every source, `best_source` of the source that owns the best.
+        pairs: `per_source` best against worst of every source, `best_source` of the source that owns the best; or a
+            function that says which (chosen, rejected) a group has.
 
     Returns:
         The number of pairs.
@@ -24,13 +27,13 @@ def write_preferences(groups: Iterable[PromptGroup], path: str | Path, *, pairs:
     Raises:
         FuserlError: there is no such pairing, the file cannot be written, or a text is no valid Unicode.
     """
-    if pairs not in ("per_source", "best_source"):
+    if isinstance(pairs, str) and pairs not in ("per_source", "best_source"):
         raise FuserlError(f"there is no pairing `{pairs}`", hint="one of per_source, best_source")
     num_pairs, group = 0, None
     try:
         with written_atomically(Path(path)) as file:
             for group in groups:
-                for chosen, rejected in pairs_of(group, pairs):
+                for chosen, rejected in pairs_of(group, pairs) if isinstance(pairs, str) else pairs(group):
                     file.write(json.dumps(_row(group, chosen, rejected), ensure_ascii=False, default=str) + "\n")
                     num_pairs += 1
     except OSError as error:
