@@ -60,7 +60,7 @@ class Template:
         Raises:
             FuserlError: the template refuses the conversation (a system turn, say).
         """
-        return self._render([{"role": m.role, "content": m.content} for m in messages], add_generation_prompt=True)
+        return self._render(_plain(messages), add_generation_prompt=True)
 
     def prompt_text(self, messages: Sequence[Message], *, guarded: bool = False) -> PromptText:
         """The prompt, guarded where its content needs it or the caller does (a response that needs it follows)."""
@@ -72,6 +72,20 @@ class Template:
             text = self.render_prompt(messages)
         starts = [found.start() for found in self._cuts[guarded].finditer(text)]
         return PromptText(Text(text, guarded), Text(text[starts[-1] if starts else 0 :], guarded))
+
+    def conversation_text(self, messages: Sequence[Message]) -> Text:
+        """A finished conversation, answers and what the template puts behind them: what reward models read.
+
+        Unlike a training text it is the template's own, also where that rewrites an answer.
+
+        Raises:
+            FuserlError: the template refuses the conversation (a system turn, say).
+        """
+        if all(self.is_harmless(message.content) for message in messages):
+            return Text(self._render(_plain(messages), add_generation_prompt=False), False)
+        hidden = Hidden(messages, self._controls)
+        text = self._render(_plain(hidden.messages), add_generation_prompt=False)
+        return Text(hidden.restore(self._named(text)), True)
 
     def encode_prompt(self, messages: Sequence[Message]) -> list[int]:
         """Token ids of the prompt, as in training; control strings in the messages are text."""
@@ -162,6 +176,10 @@ class Template:
         if not bos or self.tokenizer("a")["input_ids"][:1] != [self.tokenizer.bos_token_id]:
             return False
         return not self._render([{"role": "user", "content": "a"}], add_generation_prompt=True).startswith(bos)
+
+
+def _plain(messages: Sequence[Message]) -> list[dict[str, str]]:
+    return [{"role": message.role, "content": message.content} for message in messages]
 
 
 def load_template(tokenizer: Any, *, chat_template: str | None = None, date_string: str = "26 Jul 2024") -> Template:
