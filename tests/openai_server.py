@@ -312,8 +312,9 @@ class Server:
         if path != "/v1/chat/completions":
             return Reply(404, b"not found", "text/plain")
         reply = await self._complete(headers, json.loads(body))
-        if self.echo and reply.kind == "application/json":
-            reply.body = reply.body.replace(b'"message": "', f'"message": "you sent {sent}: '.encode())
+        if self.echo and not reply.headers.get("Content-Encoding"):
+            for name in ("message", "content"):
+                reply.body = reply.body.replace(f'"{name}": "'.encode(), f'"{name}": "you sent {sent}; '.encode())
         return reply
 
     async def _complete(self, headers: Mapping[str, str], body: dict[str, Any]) -> Reply:

@@ -17,6 +17,8 @@ from fuserl.sources.retrying import Backoff, retrying
 from fuserl.sources.source import Source
 from fuserl.sources.wire import Wire
 
+Number = Any  # of a YAML file, checked here
+WHOLE = ("concurrency", "attempts")
 PARAMETERS = (*(one.name for one in fields(Sampling)), "seed", "date_string")
 
 
@@ -31,13 +33,13 @@ class OpenAIEngine:
     url: str | None
     pool: Sequence[str] | None
     key_from: str
-    concurrency: int
-    timeout: float
-    patience: float
-    attempts: int
-    backoff: Mapping[str, float]
-    limits: Mapping[str, float | None]
-    price: Mapping[str, float | None]
+    concurrency: Number
+    timeout: Number
+    patience: Number
+    attempts: Number
+    backoff: Mapping[str, Number]
+    limits: Mapping[str, Number]
+    price: Mapping[str, Number]
     parameters: Mapping[str, str | None]
     key: Key = field(init=False, repr=False)
     urls: tuple[str, ...] = field(init=False)
@@ -60,10 +62,10 @@ class OpenAIEngine:
                 hint=f"there are {', '.join(PARAMETERS)}",
             )
         for name, value, lowest in self._numbers():
-            if isinstance(value, bool) or not isinstance(value, int | float) or not lowest <= value < float("inf"):
-                raise FuserlError(
-                    f"`{name}` is {value!r}", where=f"`engine.{name}`", hint=f"it must be {lowest:g} or more"
-                )
+            kind = int if name in WHOLE else (int, float)
+            if isinstance(value, bool) or not isinstance(value, kind) or not lowest <= value < float("inf"):
+                rule = f"a whole number, {lowest:g} or more" if name in WHOLE else f"a number, {lowest:g} or more"
+                raise FuserlError(f"`{name}` is {value!r}", where=f"`engine.{name}`", hint=f"it must be {rule}")
 
     def _numbers(self) -> list[tuple[str, Any, float]]:
         """(setting, value, the least it may be)."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -25,7 +26,7 @@ class Member:
     strikes: int = 0  # failures since its last answer
     rests: int = 0  # since its last answer
     rested: float = 0.0  # the loop's time until which it rests
-    cut: float = 0.0  # the loop's time when its room was cut last: what was sent before tells nothing new
+    cut: float = -math.inf  # the loop's time when its room was cut last: what was sent before tells nothing new
 
 
 class Pool:
@@ -54,7 +55,7 @@ class Pool:
         self._changed = asyncio.Event()
 
     async def __call__(self, request: Request) -> Answer | Failure:
-        """Ask the least busy server; wait while none can be asked."""
+        """Ask the least busy server; wait while none can be asked. One that has just rested comes after the others."""
         member = await self._free_member()
         began = asyncio.get_running_loop().time()
         member.load, member.asked = member.load + 1, member.asked + 1
@@ -66,9 +67,10 @@ class Pool:
         if isinstance(outcome, Failure) and outcome.passing:
             self._failed(member, outcome, began)
             return replace(outcome, wait=None)
-        member.strikes, member.rests = 0, 0
-        member.room = min(self._concurrency, member.room + 1)
         self._failing_since = None
+        if began > member.cut:
+            member.strikes, member.rests = 0, 0
+            member.room = min(self._concurrency, member.room + 1)
         return outcome
 
     def _failed(self, member: Member, failure: Failure, began: float) -> None:
@@ -79,7 +81,7 @@ class Pool:
             member.rested = max(member.rested, now + failure.wait)
         else:
             member.strikes += 1
-        if began < member.cut:
+        if began <= member.cut:
             return
         if failure.wait is not None:
             member.cut, member.room = now, max(1, member.room // 2)
@@ -93,7 +95,9 @@ class Pool:
         while True:
             free = [m for m in self.members if m.rested <= now() and m.load < m.room]
             if free:
-                return min(free, key=lambda m: (m.load, m.asked))
+                return min(
+                    free, key=lambda m: (m.rests > 0, m.load, m.asked)
+                )  # what failed last is tried when others are full
             resting = [m.rested for m in self.members if m.rested > now()]
             if len(resting) == len(self.members):
                 self._lose_patience(min(resting))
@@ -103,7 +107,8 @@ class Pool:
                     await self._changed.wait()
 
     def _lose_patience(self, back: float) -> None:
-        waited = back - (asyncio.get_running_loop().time() if self._failing_since is None else self._failing_since)
+        since = asyncio.get_running_loop().time() if self._failing_since is None else self._failing_since
+        waited = back - since
         if waited > self._patience:
             raise FuserlError(
                 f"no server answers: the next try would come {waited:,.0f} s after the first failure "

@@ -10,6 +10,7 @@ from typing import Any
 from fuserl.errors import FuserlError
 from fuserl.sources.keys import Key
 from fuserl.sources.protocol import Answer, Failure, Request, Sampling
+from fuserl.sources.resumed import clean
 from fuserl.sources.source import Source
 
 NEUTRAL = {**asdict(Sampling(max_tokens=1)), "max_tokens": None}  # values that are the same as not to say anything
@@ -92,7 +93,7 @@ class Wire:
         tokens = _usage(completion.get("usage"))
         return Answer(
             key=request.key,
-            text=_whole(self.key.hidden(text or "")),
+            text=clean(self.key.hidden(text or "")),
             finish_reason=ended,
             prompt_tokens=tokens[0] if tokens else 0,
             response_tokens=tokens[1] if tokens else 0,
@@ -113,7 +114,7 @@ class Wire:
         if isinstance(model := completion.get("model"), str):
             extra["model"] = self.key.line(model)
         if thought is not None:
-            extra["reasoning_content"] = _whole(self.key.hidden(thought))
+            extra["reasoning_content"] = clean(self.key.hidden(thought))
         prices = self.price.get("input"), self.price.get("output")
         if tokens is None:
             extra["usage"] = "unknown"
@@ -156,11 +157,6 @@ def _string(value: Any) -> str:
     if not isinstance(value, str):
         raise TypeError(f"{type(value).__name__} is no text")
     return value
-
-
-def _whole(text: str) -> str:
-    """Halves of surrogate pairs, which JSON can hold and files cannot, become U+FFFD."""
-    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
 def _usage(usage: Any) -> tuple[int, int] | None:
