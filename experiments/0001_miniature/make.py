@@ -1,7 +1,7 @@
 """Makes the miniature: four source models and a weak target from scratch, their answers, their scores.
 
 python experiments/0001_miniature/make.py train NAME WORK    one model: llama gemma2 qwen2 mistral target
-python experiments/0001_miniature/make.py sample NAME WORK   four answers to every prompt
+python experiments/0001_miniature/make.py answer WORK        generate, score, select
 python experiments/0001_miniature/make.py write WORK         the data set and the target, into the package
 python experiments/0001_miniature/make.py all WORK           everything, two models at a time; finished parts are skipped
 """
@@ -16,7 +16,6 @@ import shutil
 import subprocess
 import sys
 import time
-from collections import defaultdict
 from math import cos, pi
 from pathlib import Path
 from random import Random
@@ -32,7 +31,10 @@ from transformers import (
     Qwen2Config,
 )
 
-from fuserl.miniature.tasks import DOMAINS, TASKS, score
+from fuserl.cli import run_verb
+from fuserl.miniature.tasks import DOMAINS, TASKS
+from fuserl.records.formats import read_groups
+from fuserl.records.schema import PromptGroup
 
 PACKAGE = Path(__file__).resolve().parents[2] / "src" / "fuserl" / "miniature"
 SPECIALS = ["<pad>", "<s>", "</s>", "<sep>", "<unk>"]
@@ -51,7 +53,6 @@ NOISE_STRONG, NOISE_WEAK, NOISE_TARGET = 0.08, 0.70, 0.60
 SYSTEMATIC = 0.85  # of the target's mistakes
 STEPS = {"llama": 3850, "gemma2": 4650, "qwen2": 5300, "mistral": 3850, "target": 4200}  # five to six minutes each
 FILLING = ("letters", "between")  # many answers, many prompts
-SAMPLES, REWARD_NOISE, NOISY_SHARE = 4, 0.12, 0.3
 SIZES = {"train": 2000, "validation": 400, "test": 800}
 
 
@@ -185,71 +186,61 @@ def prompts() -> dict[str, list[str]]:
     return chosen
 
 
-@torch.no_grad()
-def sample(name: str, work: Path) -> None:
-    """Four answers a prompt at temperature 1, prompts of one length together."""
-    path = work / f"{name}.samples.json"
-    if path.exists():
-        return
-    torch.set_num_threads(1)
-    torch.manual_seed(13)
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(work / name)  # AutoTokenizer rebuilds Qwen-2's pre-tokenizer
-    model = AutoModelForCausalLM.from_pretrained(work / name, attn_implementation="eager").eval()
-    by_length = defaultdict(list)
-    for split in prompts().values():
-        for prompt in split:
-            ids = tokenizer.encode(f"<s>{prompt}<sep>", add_special_tokens=False)
-            by_length[len(ids)].append((prompt, ids))
-    answers: dict[str, list[tuple[str, str]]] = {}
-    for rows in by_length.values():
-        ids = torch.tensor([row for _, row in rows for _ in range(SAMPLES)])
-        out = model.generate(
-            ids, attention_mask=torch.ones_like(ids), do_sample=True, temperature=1.0, top_k=0, top_p=1.0,
-            max_new_tokens=24, eos_token_id=2, pad_token_id=0,
-        )[:, ids.shape[1] :].tolist()  # fmt: skip
-        for index, row in enumerate(out):
-            prompt = rows[index // SAMPLES][0]
-            finished = 2 in row
-            text = tokenizer.decode(row[: row.index(2)] if finished else row, skip_special_tokens=True).strip()
-            text = text or "0"  # an empty answer (one in ten thousand) stands as a wrong one: a group needs its text
-            answers.setdefault(prompt, []).append((text, "stop" if finished else "length"))
-    path.write_text(json.dumps(answers))
-    report(name, answers)
+def answer(work: Path) -> None:
+    """Four answers of every source to every prompt, scored twice: the truth, and the reward that errs at times.
+
+    The three verbs as anyone would call them; each continues where it was stopped.
+    """
+    rows = [
+        {"prompt_id": f"mini-{split}-{index}", "prompt": prompt, "domain": prompt.split()[0]}
+        for split, asked in prompts().items()
+        for index, prompt in enumerate(asked)
+    ]
+    (work / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    fuserl(
+        "generate", f"data.path={work}/prompts.jsonl", f"output={work}/answers", "seed=13", "samples=4", "max_tokens=24",
+        "unsaid.sampling.temperature=1", "unsaid.sampling.top_p=1", *(f"+sources.{name}.path={work}/{name}" for name in STRONG),
+    )  # fmt: skip
+    fuserl(
+        "score", f"data.path={work}/answers", f"output={work}/scored", "combine.scorer=noisy",
+        "reward=function", "rewards.function.path=fuserl.miniature.tasks.score",
+        "+rewards.noisy={_target_: fuserl.rewards.function.FunctionScorer, path: noisy.score, domains: null}",
+    )  # fmt: skip
+    fuserl(
+        "select", f"data.path={work}/scored", f"output={work}/selected", "rules=none", "+rule@rules.empty=empty",
+        "sft_share=1", "validation_fraction=0", "sft=all",
+    )  # fmt: skip
 
 
-def report(name: str, answers: dict[str, list[tuple[str, str]]]) -> None:
-    """Mean score by domain."""
-    scores = defaultdict(list)
-    for prompt, texts in answers.items():
-        scores[prompt.split()[0]] += [score(prompt, text) for text, _ in texts]
-    print(name, {domain: round(sum(v) / len(v), 3) for domain, v in scores.items()}, flush=True)
+def fuserl(verb: str, *overrides: str) -> None:
+    """Run a verb."""
+    print(f"fuserl {verb}", *overrides, flush=True)
+    run_verb(verb, list(overrides))
 
 
 def write(work: Path) -> None:
-    """Join the four sources' answers with their scores, and copy the target."""
-    answers = {name: json.loads((work / f"{name}.samples.json").read_text()) for name in STRONG}
-    rng = Random(7)
+    """The selected groups as the package ships them, and the target."""
     (PACKAGE / "data").mkdir(parents=True, exist_ok=True)
-    for split, asked in prompts().items():
-        lines = [json.dumps(row(prompt, index, split, answers, rng)) for index, prompt in enumerate(asked)]
-        data = ("\n".join(lines) + "\n").encode()
+    lines: dict[str, list[str]] = {split: [] for split in SIZES}
+    for group in sorted(
+        read_groups(work / "selected" / "sft" / "train"), key=lambda group: int(group.id.split("-")[2])
+    ):
+        lines[group.id.split("-")[1]].append(json.dumps(row(group)))
+    for split, found in lines.items():
+        data = ("\n".join(found) + "\n").encode()
         (PACKAGE / "data" / f"{split}.jsonl.gz").write_bytes(gzip.compress(data, mtime=0))
     shutil.rmtree(PACKAGE / "target", ignore_errors=True)
     shutil.copytree(work / "target", PACKAGE / "target")
 
 
-def row(prompt: str, index: int, split: str, answers: dict, rng: Random) -> dict:
-    """One group. The reward is the score, with noise on some of them as a reward model has."""
-    responses = []
-    for source, texts in answers.items():
-        for number, (text, finish) in enumerate(texts[prompt]):
-            quality = score(prompt, text)
-            noise = rng.gauss(0, REWARD_NOISE) if rng.random() < NOISY_SHARE else 0.0
-            responses.append(
-                {"source": source, "sample": number, "text": text, "reward": round(quality + noise, 4),
-                 "score": round(quality, 4), "finish_reason": finish}
-            )  # fmt: skip
-    return {"prompt_id": f"mini-{split}-{index}", "prompt": prompt, "domain": prompt.split()[0], "responses": responses}
+def row(group: PromptGroup) -> dict:
+    """One group: what training sees is `reward`, the truth is `score`."""
+    responses = [
+        {"source": r.source, "sample": r.sample, "text": r.text, "reward": round(r.reward, 4),
+         "score": round(r.extra["scores"]["function"]["reward"], 4), "finish_reason": r.finish_reason}
+        for r in group.responses
+    ]  # fmt: skip
+    return {"prompt_id": group.id, "prompt": group.prompt[0].content, "domain": group.domain, "responses": responses}
 
 
 def everything(work: Path) -> None:
@@ -267,12 +258,11 @@ def everything(work: Path) -> None:
             running.append(subprocess.Popen([sys.executable, __file__, "train", name, str(work)], env=environment))
         running = [process for process in running if process.poll() is None]
         time.sleep(1)
-    for name in ("target", *STRONG):
-        sample(name, work)
+    answer(work)
     write(work)
 
 
 if __name__ == "__main__":
     verb, *names, folder = sys.argv[1:]
     Path(folder).mkdir(parents=True, exist_ok=True)
-    {"train": train, "sample": sample, "write": write, "all": everything}[verb](*names, Path(folder))
+    {"train": train, "answer": answer, "write": write, "all": everything}[verb](*names, Path(folder))
