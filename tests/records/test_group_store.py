@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import kit
 import pyarrow.parquet as pq
@@ -192,3 +193,12 @@ def test_hard_texts_and_numbers_come_back_exactly(tmp_path):
     (again,) = read_groups(tmp_path / "set")
     assert again == group
     assert [str(r.reward) for r in again.responses] == [str(r.reward) for r in responses]
+
+
+def test_the_digest_is_that_of_the_slow_way():
+    odd = PromptGroup(
+        "p", (Message("user", "a", {"n": (1, None)}),), kit.random_groups(1)[0].responses, extra={"d": {2: b"x"}}
+    )
+    for group in [*kit.random_groups(3), odd]:
+        slow = json.dumps(asdict(group), sort_keys=True, ensure_ascii=True, default=str).encode()
+        assert digest_of([group]) == hashlib.sha256(slow).hexdigest()

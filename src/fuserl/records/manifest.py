@@ -8,7 +8,7 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -50,12 +50,21 @@ class Counting:
         self.responses += len(group.responses)
         self.sources.update(response.source for response in group.responses)
         self.domains[group.domain] += 1
-        self.hash.update(json.dumps(asdict(group), sort_keys=True, ensure_ascii=True, default=str).encode())
+        self.hash.update(canonical(group))
 
     def manifest(self, files: dict[str, int], extra: dict[str, Any]) -> Manifest:
         """The totals."""
         counts = dict(sorted(self.sources.items())), dict(sorted(self.domains.items()))
         return Manifest(self.groups, self.responses, *counts, self.hash.hexdigest(), files, extra=extra)
+
+
+def canonical(group: PromptGroup) -> bytes:
+    """The JSON of a group that digests are made of: that of `dataclasses.asdict`, without copying it all."""
+    return json.dumps(group, sort_keys=True, default=_fields).encode()
+
+
+def _fields(value: Any) -> Any:
+    return {one.name: getattr(value, one.name) for one in fields(value)} if is_dataclass(value) else str(value)
 
 
 def digest_of(groups: Iterable[PromptGroup]) -> str:

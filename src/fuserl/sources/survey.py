@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 
 from fuserl.records.journal import Journal
+from fuserl.records.manifest import canonical
 from fuserl.records.schema import PromptGroup
 from fuserl.records.splits import prompt_digest
 from fuserl.sources.asked import Asked
@@ -42,7 +42,7 @@ def surveyed(
     content, seen = hashlib.sha256(), set()
     for group in prompts:
         found.prompts += 1
-        content.update(json.dumps(asdict(group), sort_keys=True, default=str).encode())
+        content.update(canonical(group))
         told(found.prompts)
         digest = bytes.fromhex(prompt_digest(group.prompt))
         if digest in seen:

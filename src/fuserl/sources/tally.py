@@ -33,10 +33,15 @@ class Counts:
     template_hashes: list[str] = field(default_factory=list)  # of the templates that rendered the prompts
     drawn_otherwise: dict[str, int] = field(default_factory=dict)  # parameter -> answers where it is not as asked
 
-    def add(self, asked: Asked, responses: list[Response]) -> None:
-        """Count one prompt's answers."""
+    def add(self, responses: list[Response], samples: int, wanted: Mapping[str, Any]) -> None:
+        """Count one prompt's answers.
+
+        Args:
+            samples: how many were asked for.
+            wanted: sampling parameters as they were asked for.
+        """
         self.answers += len(responses)
-        self.missing += asked.source.samples - len(responses)
+        self.missing += samples - len(responses)
         texts = Counter(response.text for response in responses)
         self.identical += len(responses) - len(texts)
         self.prompts_of_several += len(responses) > 1
@@ -45,7 +50,7 @@ class Counts:
             self.truncated += response.finish_reason == "length"
             self.empty += not response.text.strip()
             self._add_extra(response.extra)
-            self._compare(asdict(asked.source.sampling), response.sampling or {})
+            self._compare(wanted, response.sampling or {})
 
     def _add_extra(self, extra: Mapping[str, Any]) -> None:
         self.prompt_tokens += extra.get("prompt_tokens") or 0
@@ -58,7 +63,6 @@ class Counts:
 
     def _compare(self, wanted: Mapping[str, Any], used: Mapping[str, Any]) -> None:
         for key, value in wanted.items():
-            value = list(value) if isinstance(value, tuple) else value
             shorter = key == "max_tokens" and isinstance(used.get(key), int) and used[key] < value  # the context's end
             if key in used and used[key] != value and not shorter:
                 self.drawn_otherwise[key] = self.drawn_otherwise.get(key, 0) + 1
@@ -71,6 +75,9 @@ class Tally:
         self.asked = asked
         self.counts = {name: Counts() for name in asked}
         self.left_out = 0  # prompts without any answer
+        self._wanted = {
+            name: asdict(one.source.sampling) | {"stop": list(one.source.sampling.stop)} for name, one in asked.items()
+        }
         self._seen: set[bytes] = set()
 
     def watch(self, groups: Iterable[PromptGroup]) -> Iterator[PromptGroup]:
@@ -90,7 +97,7 @@ class Tally:
         for response in group.responses:
             by_source[response.source].append(response)
         for name, responses in by_source.items():
-            self.counts[name].add(self.asked[name], responses)
+            self.counts[name].add(responses, self.asked[name].source.samples, self._wanted[name])
 
     def plain(self) -> dict[str, dict[str, Any]]:
         """Counts by source, for the manifest."""
