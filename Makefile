@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: help setup demo test check bench notebooks clean
+.PHONY: help setup bwrap demo test check bench notebooks clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -14,7 +14,19 @@ setup: .setup-done  ## virtual environment with pinned packages
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch==2.13.0
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	command -v bwrap >/dev/null || test -x $(BIN)/bwrap || $(MAKE) --no-print-directory bwrap >/dev/null 2>&1 || \
+		echo "no bubblewrap: reward=code needs it; \`fuserl doctor\` says more"
 	touch .setup-done
+
+# Debian's bubblewrap into the virtual environment: nothing is installed, no rights are needed.
+APT := .venv/apt
+OWN_LISTS := -o Dir::State::lists=lists -o Dir::Cache=cache -o Acquire::Retries=0 -o Acquire::http::Timeout=10
+bwrap:
+	rm -rf $(APT)
+	mkdir -p $(APT)/lists/partial $(APT)/cache/archives/partial
+	cd $(APT) && (apt-get -qq download bubblewrap || \
+		(apt-get -qq $(OWN_LISTS) update && apt-get -qq $(OWN_LISTS) download bubblewrap))
+	cd $(APT) && dpkg -x bubblewrap_*.deb . && cp usr/bin/bwrap ../bin/bwrap
 
 demo: setup  ## FuseSFT, the FusePO objectives and their baselines on a small world; writes runs/demo/report.html
 	$(BIN)/fuserl demo output=runs/demo
