@@ -11,6 +11,7 @@ import sys
 import time
 from collections import Counter
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -103,7 +104,7 @@ def test_what_went_in_is_what_was_dropped_and_what_came_out(groups, selected):
     entries = told["steps"]
     assert totals(entries[0])[0][0] == len(groups)
     assert totals(entries[0])[1][0] == sum(len(one.responses) for one in groups)
-    for before, after in zip(entries, entries[1:], strict=False):
+    for before, after in pairwise(entries):
         assert totals(before)[0][2] == totals(after)[0][0]
         assert totals(before)[1][3] == totals(after)[1][0]
     for entry in entries[1:]:
@@ -193,8 +194,7 @@ def test_a_finished_folder_is_left_alone(selected):
     assert all(file.stat().st_mtime_ns == time for file, time in times.items())
 
 
-def test_without_an_output_the_folder_is_named_by_the_settings(selected, tmp_path, monkeypatch):
-    path, _ = selected
+def test_without_an_output_the_folder_is_named_by_the_settings(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     small = lay(world(40), tmp_path / "small.jsonl")
     folder = run(f"data.path={small}", "rules=none")

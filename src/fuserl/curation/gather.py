@@ -31,7 +31,6 @@ INPUT = "input_name"  # the field of a group that says where it is from, where t
 PILE_BYTES = 1 << 25  # of stored input a pile, which is sorted in memory
 SWELL = 4  # stored bytes grow about so much when they are unpacked
 PILES = 256  # at most: all are open at once
-ROWS_PER_FILE = 2000  # groups; a file is built in memory
 LISTED = 1000  # bad rows that are listed
 
 
@@ -90,7 +89,7 @@ def gather(inputs: Sequence[Input], folder: Path) -> dict[str, Any]:
     try:
         _pile(inputs, piles, joined)
         facts: dict[str, Any] = {"select": "input"}
-        write_groups(_sorted(piles, joined, facts), folder, manifest_extra=facts, rows_per_file=ROWS_PER_FILE)
+        write_groups(_sorted(piles, joined, facts), folder, manifest_extra=facts)
     finally:
         shutil.rmtree(piles, ignore_errors=True)
     return read_manifest(folder).extra

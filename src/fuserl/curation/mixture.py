@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from fuserl.curation.gather import INPUT
+from fuserl.curation.texts import excerpt
 from fuserl.errors import FuserlError
 from fuserl.records.schema import PromptGroup
 from fuserl.records.splits import unit
@@ -68,7 +69,7 @@ class Mixture:
             raise FuserlError(
                 f"no prompt of `{absent[0]}` is left for the mixture",
                 where=f"`mixture`, by {self.by}",
-                hint=f"there are {', '.join(f'{number} of `{name}`' for name, number in sorted(there.items())) or 'none'}",
+                hint=f"there are {', '.join(f'{n} of `{excerpt(name)}`' for name, n in sorted(there.items())) or 'none'}",
             )
         if self.counts is not None:
             return dict(self.counts)

@@ -27,7 +27,7 @@ from fuserl.errors import FuserlError
 Key = tuple[Any, ...]
 BLOCK = 4096  # texts read from disk together
 FAILURES = 64  # comparisons of a text that may fail; a text with more alike but different ones is compared no further
-SAMPLED = 20_000  # texts on which boilerplate is counted
+SAMPLED = 10_000  # texts on which boilerplate is counted
 COMMON = 20  # texts that a run must stand in at least to be boilerplate
 
 

@@ -116,13 +116,14 @@ def _steps(rules: Mapping[str, Any]) -> tuple[Step, ...]:
     for name, node in rules.items():
         if node is None:
             continue
-        _require(isinstance(node, Mapping), "a rule is a `_target_` with settings", f"rules.{name}", "see `conf/rule`")
-        domains = node.get("domains")
+        is_one = isinstance(node, Mapping) and "_target_" in node
+        _require(is_one, "a rule is a `_target_` with settings", f"rules.{name}", "see `conf/rule`")
+        only = node.get("only")
         _require(
-            domains is None or isinstance(domains, list), "`domains` is a list", f"rules.{name}.domains", "null for all"
+            only is None or isinstance(only, list), "`only` is a list", f"rules.{name}.only", "null for all domains"
         )
-        own = {"name": name} | {key: value for key, value in node.items() if key != "domains"}
-        found.append(Step(name, None if domains is None else frozenset(domains), made(own, f"rules.{name}")))
+        own = {"name": name} | {key: value for key, value in node.items() if key != "only"}
+        found.append(Step(name, None if only is None else frozenset(only), made(own, f"rules.{name}")))
     return (*found, Step("blank", None, Blank()))
 
 

@@ -19,6 +19,7 @@ from fuserl.curation.report import page, terminal
 from fuserl.curation.sifting import Left, Sifted, sift
 from fuserl.curation.split import Splitting, together
 from fuserl.curation.staging import stage
+from fuserl.curation.texts import excerpt
 from fuserl.curation.written import export_pairs, write
 from fuserl.errors import FuserlError
 from fuserl.records.manifest import write_text_atomically, written_atomically
@@ -135,9 +136,9 @@ def _cautions(report: Mapping[str, Any]) -> list[str]:
         for domain, number in side["given"]["prompts"].items():
             if not side["kept"]["prompts"].get(domain):
                 why = "; ".join(f"{n} x {why}" for place, why, n in side["dropped"] if place == domain)
-                found.append(f"{name}: none of {number} prompts of `{domain}` is left ({why})")
+                found.append(f"{name}: none of {number} prompts of `{excerpt(domain)}` is left ({why})")
         found += [
-            f"{name}: {given} prompts of `{part}` given, {asked} were asked for"
+            f"{name}: {given} prompts of `{excerpt(part)}` given, {asked} were asked for"
             for part, (asked, _, given) in side["mixture"].items()
             if given < asked
         ]

@@ -17,8 +17,6 @@ from fuserl.records.schema import PromptGroup, Response
 from fuserl.records.store import write_groups
 from fuserl.records.trl import write_preferences
 
-ROWS_PER_FILE = 5000  # groups; a file is built in memory
-
 
 def write(
     piles: Path, output: Path, mixtures: Mapping[str, Mixture], about: Mapping[str, Any]
@@ -76,7 +74,7 @@ def export_pairs(output: Path, protocol: Callable[[str], Keep | None]) -> dict[s
 def _write(groups: Iterator[PromptGroup], folder: Path, about: dict[str, Any]) -> None:
     first = next(groups, None)
     if first is not None:
-        write_groups(_after(first, groups), folder, manifest_extra=about, rows_per_file=ROWS_PER_FILE)
+        write_groups(_after(first, groups), folder, manifest_extra=about)
 
 
 def _after(first: PromptGroup, groups: Iterator[PromptGroup]) -> Iterator[PromptGroup]:
