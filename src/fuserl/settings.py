@@ -85,7 +85,7 @@ def compose(verb: str, overrides: list[str]):
 
 
 def _require_complete(cfg) -> None:
-    missing = sorted(OmegaConf.missing_keys(cfg))
+    missing = sorted(key for key, value in leaves(OmegaConf.to_container(cfg, resolve=False)) if value == "???")
     if missing:
         raise FuserlError(
             f"{', '.join(f'`{key}`' for key in missing)} must be given", hint=f"add `{missing[0]}=...` to the command"

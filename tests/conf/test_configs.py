@@ -13,6 +13,7 @@ from fuserl.errors import FuserlError
 from fuserl.objectives.diagnose import cautions
 from fuserl.objectives.terms import GroupScores
 from fuserl.settings import compose, config_folder, leaves
+from fuserl.training.pipeline import jobs
 from fuserl.training.prepare import build_objective
 
 CONF = config_folder()
@@ -56,26 +57,35 @@ def test_every_target_has_the_same_keys(target):
     assert compose("train", [f"target={target}"]).target.path
 
 
+NEEDS = {  # what a recipe must be given
+    "fuserl_llama31_8b": "recipe.data",
+    "fusechat3_llama31_8b": "recipe.data",
+    "fuserl_data": "recipe.prompts",
+    "fusechat3_data": "recipe.prompts",
+}
+
+
 @pytest.mark.parametrize("recipe", options("recipe"))
 def test_every_stage_of_every_recipe_composes(recipe):
-    stages = OmegaConf.load(CONF / "recipe" / f"{recipe}.yaml").stages
-    assert len(stages) >= 2
-    for stage in stages:
-        cfg = compose("train", [*stage.overrides, "data=own", "data.path=somewhere"])
-        built, _ = build_objective(cfg, scores(), ("a", "b", "c"))
-        assert not cautions(built)
+    given = [f"{NEEDS[recipe]}=some where"] if recipe in NEEDS else []
+    planned = jobs(compose("pipeline", [f"recipe={recipe}", "output=out", *given]))
+    assert len(planned) >= 2
+    for number, (stage, job) in enumerate(planned, 1):
+        assert job.output == f"out/{number:02d}_{stage.name}"
+        if stage.verb == "train":
+            built, _ = build_objective(job, scores(), ("a", "b", "c"))
+            assert not cautions(built)
 
 
-@pytest.mark.parametrize("recipe", ["fuserl_llama31_8b", "fusechat3_llama31_8b"])
-def test_a_recipe_for_a_large_model_needs_data_and_says_where_each_value_is_from(recipe):
+@pytest.mark.parametrize("recipe", NEEDS)
+def test_a_published_recipe_asks_for_its_input_and_says_where_each_value_is_from(recipe):
+    with pytest.raises(FuserlError, match=rf"`{NEEDS[recipe]}` must be given"):
+        compose("pipeline", [f"recipe={recipe}"])
     path = CONF / "recipe" / f"{recipe}.yaml"
-    for stage in OmegaConf.load(path).stages:
-        with pytest.raises(FuserlError, match=r"`data.path` must be given"):
-            compose("train", list(stage.overrides))
-        assert compose("train", [*stage.overrides, "data.path=mine"]).data.path == "mine"
-    values = [line for line in path.read_text().splitlines() if "=" in line and not line.startswith("#")]
+    values = [line for line in path.read_text().splitlines() if re.match(r"\s+- '?[\w.]+=", line)]
     unmarked = [line for line in values if not re.search(r"# \[(paper|inferred|unknown)\]", line)]
-    assert all("data=own" in line for line in unmarked), unmarked
+    wiring = ("${recipe.", "${stage:", "data=own")
+    assert all(any(sign in line for sign in wiring) for line in unmarked), unmarked
 
 
 @pytest.mark.parametrize("logger", options("logger"))

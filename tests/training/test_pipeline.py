@@ -16,6 +16,10 @@ BROKEN = {  # overrides of the verb, and where the error points
     "a stage without name": ("recipe.stages=[{name:a,overrides:[]},{overrides:[]}]", "recipe.stages[1].name"),
     "a name with a folder": ("recipe.stages=[{name:a/b,overrides:[]}]", "recipe.stages[0].name"),
     "overrides of a stage are a text": ("recipe.stages=[{name:a,overrides:seed}]", "recipe.stages[0].overrides"),
+    "a verb that is none": ("recipe.stages=[{name:a,verb:evalute}]", "recipe.stages[0].verb"),
+    "two stages of one name": ("recipe.stages=[{name:a},{name:a}]", "recipe.stages[1].name"),
+    "a folder of no stage": ("recipe.stages=[{name:a,overrides:['data.path=${stage:b}']}]", "recipe.stages"),
+    "overrides for no stage": ("overrides={b:['seed=1']}", "overrides"),
     "overrides are a text": ("overrides=seed", "overrides"),
     "overrides are numbers": ("overrides=[1]", "overrides"),
 }

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import InterpolationResolutionError
 
 from fuserl.curation.select import select
 from fuserl.errors import FuserlError
@@ -53,22 +54,38 @@ def pipeline(cfg: DictConfig) -> Path:
     Raises:
         FuserlError: the recipe has no stages, or a stage cannot work; found before the first stage starts.
     """
-    unresolved: Any = OmegaConf.to_container(cfg, resolve=False)
-    names = _names(unresolved["recipe"].get("stages"))
-    output = Path(cfg.output or Path("runs") / digest("pipeline", unresolved))
-    folders = {name: output / f"{number:02d}_{name}" for number, name in enumerate(names, 1)}
-    OmegaConf.register_new_resolver("stage", lambda name: str(_folder(name, folders)), replace=True)
-    stages = _stages(plain(cfg))
-    jobs = [_composed(stage, folders[stage.name], cfg.seed) for stage in stages]
     model: Path | None = None
-    for stage, job in zip(stages, jobs, strict=True):
+    planned = jobs(cfg)
+    for stage, job in planned:
         if stage.trains_on() and model is not None:
             job.target.path = str(model)
         say(f"stage {stage.name}")
         VERBS[stage.verb](job)
         if stage.verb == "train":
-            model = folders[stage.name] / "model"
-    return folders[names[-1]]
+            model = Path(job.output) / "model"
+    return Path(planned[-1][1].output)
+
+
+def jobs(cfg: DictConfig) -> list[tuple[Stage, DictConfig]]:
+    """Every stage with its composed settings, in order.
+
+    Raises:
+        FuserlError: the recipe is broken, or a stage's settings are.
+    """
+    unresolved: Any = OmegaConf.to_container(cfg, resolve=False)
+    names = _names(unresolved["recipe"].get("stages"))
+    output = Path(cfg.output or Path("runs") / digest("pipeline", unresolved))
+    folders = {name: output / f"{number:02d}_{name}" for number, name in enumerate(names, 1)}
+    OmegaConf.register_new_resolver("stage", lambda name: str(_folder(name, folders)), replace=True)
+    try:
+        stages = _stages(plain(cfg))
+    except InterpolationResolutionError as error:
+        raise FuserlError(
+            str(error.__cause__ or error).splitlines()[0],
+            where="`recipe.stages`",
+            hint=f"stages are {', '.join(folders)}",
+        ) from error
+    return [(stage, _composed(stage, folders[stage.name], cfg.seed)) for stage in stages]
 
 
 def _names(stages: Any) -> list[str]:
@@ -90,9 +107,7 @@ def _names(stages: Any) -> list[str]:
 
 def _folder(name: str, folders: Mapping[str, Path]) -> Path:
     if name not in folders:
-        raise FuserlError(
-            f"the recipe has no stage `{name}`", where=f"`${{stage:{name}}}`", hint=f"it has {', '.join(folders)}"
-        )
+        raise KeyError(f"the recipe has no stage `{name}`")
     return folders[name]
 
 
@@ -112,7 +127,9 @@ def _stages(settings: Mapping[str, Any]) -> list[Stage]:
         verb = row.get("verb", "train")
         if verb not in VERBS:
             raise FuserlError(
-                f"`{verb}` is no verb of a stage", where=f"`recipe.stages[{number}].verb`", hint=f"one of {', '.join(VERBS)}"
+                f"`{verb}` is no verb of a stage",
+                where=f"`recipe.stages[{number}].verb`",
+                hint=f"one of {', '.join(VERBS)}",
             )
         own = _texts(row.get("overrides"), f"recipe.stages[{number}].overrides")
         more = _texts(by_stage.get(row["name"]), f"overrides.{row['name']}")
