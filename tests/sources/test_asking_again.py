@@ -207,6 +207,18 @@ def test_the_least_busy_server_is_asked(latencies, concurrency):
     assert len(fast.began) >= len(slow.began) - 1
 
 
+def test_a_server_that_is_ten_times_as_fast_gets_ten_times_as_much_where_both_have_room():
+    fast, slow = Played(latency=1.0), Played(latency=10.0)
+    run(all_of(pool(fast, slow), 1100, 8))
+    assert len(fast.began) == pytest.approx(1000, rel=0.02)
+
+
+def test_a_server_that_failed_is_not_tried_while_others_have_room():
+    dead, alive = Played(lambda _seconds, _number: passing()), Played()
+    run(all_of(retrying(pool(dead, alive), attempts=9, backoff=BACKOFF), 2000, 4))
+    assert len(dead.began) <= STRIKES + 1
+
+
 @profile(max_examples=40)
 @given(st.integers(0, 1 << 32), st.integers(1, 4), st.integers(1, 20))
 def test_whatever_servers_do_every_request_is_answered_and_none_is_lost(seed, num, concurrency):
@@ -267,6 +279,14 @@ def test_after_too_many_requests_there_are_fewer_at_once():
     told = server.began[40] + server.latency
     back = min(start for start in server.began if start >= told + 5)
     assert sum(start == back for start in server.began) <= 9
+
+
+def test_many_that_are_told_to_wait_at_once_halve_the_room_once():
+    server = Played(lambda _, number: passing(5.0) if 32 <= number < 48 else None)
+    run(all_of(retrying(pool(server), attempts=9, backoff=Backoff(0.0, 0.0)), 100))
+    back = min(start for start in server.began if start > 2)
+    assert back == pytest.approx(8)
+    assert sum(start == back for start in server.began) == 8
 
 
 @pytest.mark.parametrize("wait", [None, 10.0, 3600.0])

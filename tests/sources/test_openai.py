@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import socket
 import subprocess
@@ -22,9 +23,11 @@ from fuserl.errors import FuserlError
 from fuserl.records.schema import Message
 from fuserl.settings import compose, plain
 from fuserl.sources.chosen import chosen_sources
-from fuserl.sources.endpoint import retry_after
+from fuserl.sources.endpoint import Endpoint, retry_after
+from fuserl.sources.keys import Key
 from fuserl.sources.protocol import Answer, Failure, Request, Sampling
 from fuserl.sources.source import Source
+from fuserl.sources.wire import Wire
 
 RESTS = {"first": 0.02, "longest": 0.1}  # seconds that a server which fails is left alone
 RIGHT = {request.key: expected(request) for request in requests(40)}
@@ -236,6 +239,23 @@ def test_a_request_that_hangs_is_cut_off_and_asked_again():
 )  # fmt: skip
 def test_how_long_a_server_asks_to_wait(headers, seconds):
     assert retry_after(headers) == seconds
+
+
+@pytest.mark.parametrize(("fault", "wait"), [("429", 7.5), ("429_date", 0.0), ("429_plain", None), ("503", None)])
+def test_a_failure_tells_how_long_the_server_asks_to_wait(fault, wait):
+    async def body(url: str) -> Answer | Failure:
+        made = settings(url)
+        wire = Wire(Source("s", "m", SAMPLING), made["parameters"], made["price"], Key("OPENAI_API_KEY"))
+        endpoint = Endpoint(url, wire, timeout=10, connections=1)
+        try:
+            return await endpoint(requests(1)[0])
+        finally:
+            await endpoint.close()
+
+    with Server(first(fault), retry_after=7.5) as server:
+        outcome = asyncio.run(body(server.url))
+    assert isinstance(outcome, Failure)
+    assert outcome.wait == wait
 
 
 # What ends everything
