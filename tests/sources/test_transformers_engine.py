@@ -153,3 +153,9 @@ def test_its_configuration_starts_it_and_it_closes():
     one = instantiate(cfg)(source())
     assert len(list(one.answer(requests(source(), samples=1)))) == len(PROMPTS)
     one.close()
+
+
+def test_a_temperature_near_zero_is_raised_as_vllm_does(ready):
+    asked = [replace(one, sampling=Sampling(max_tokens=3, temperature=1e-4)) for one in requests(source(), samples=1)]
+    got = answers(ready, asked)
+    assert {answer.sampling["temperature"] for answer in got.values()} == {0.01}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -17,6 +17,8 @@ from fuserl.models.load import check_vocabulary, load_policy
 from fuserl.sources.protocol import Answer, Failure, Request
 from fuserl.sources.rendering import rendering_of
 from fuserl.sources.source import Source
+
+COLDEST = 0.01  # vLLM raises temperatures above 0 to this
 
 
 class TransformersEngine:
@@ -59,7 +61,8 @@ class TransformersEngine:
         for wanted, ids in self._decoded(self._wanted(requests, failed)):
             yield from _emptied(failed)
             request = wanted.tag
-            sampling = asdict(replace(request.sampling, max_tokens=wanted.most)) | {"seed": request.seed}
+            used = wanted.drawing._asdict() | {"max_tokens": wanted.most, "seed": request.seed}
+            sampling = asdict(request.sampling) | used
             yield self.rendering.answer(request, ids, sampling=sampling, extra=self.extra)
         yield from _emptied(failed)
 
@@ -78,7 +81,8 @@ class TransformersEngine:
                 continue
             asked = request.sampling
             most = min(asked.max_tokens, self.context - len(prompt)) if self.context else asked.max_tokens
-            drawing = Drawing(asked.temperature, asked.top_k, asked.top_p, asked.min_p, asked.repetition_penalty)
+            temperature = max(asked.temperature, COLDEST) if asked.temperature else 0.0
+            drawing = Drawing(temperature, asked.top_k, asked.top_p, asked.min_p, asked.repetition_penalty)
             yield Wanted(prompt, most, drawing, request.seed, request)
 
     def _decoded(self, wanted: Iterator[Wanted]) -> Iterator[tuple[Wanted, list[int]]]:
