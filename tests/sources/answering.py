@@ -61,7 +61,8 @@ class AnsweringEngine:
         if window and self.log:
             with Path(self.log).open("a") as log:
                 log.writelines(f"{os.getpid()} {request.key}\n" for request in window)
-        time.sleep(self.seconds if window else 0.0)
+        if window and self.seconds:
+            time.sleep(self.seconds)
         for request in window:
             yield (self.fails(request) if self.fails else None) or self._answer(request)
 

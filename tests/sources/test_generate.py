@@ -44,14 +44,8 @@ def ask(tmp_path, monkeypatch):
     write_prompts(PROMPTS)
 
     def run(*overrides: str, engine: str = "AnsweringEngine") -> list[PromptGroup]:
-        chosen = [
-            f"engine._target_=answering.{engine}",
-            "data.path=prompts.jsonl",
-            "output=out",
-            "samples=2",
-            *overrides,
-        ]
-        folder = generate(compose("generate", chosen))
+        own = (f"engine._target_=answering.{engine}", "data.path=prompts.jsonl", "output=out", "samples=2")
+        folder = generate(composed(*own, *overrides))
         return list(read_groups(folder, needs=Needs(text=False)))
 
     return run
@@ -59,7 +53,7 @@ def ask(tmp_path, monkeypatch):
 
 def composed(*overrides: str) -> DictConfig:
     """The verb's settings; those that only set a number or a word are laid over what was composed for another test."""
-    simple = [one for one in overrides if re.fullmatch(r"(?!source=|engine=)[a-z_.]+=[\w./ -]*", one)]
+    simple = [one for one in overrides if re.fullmatch(r"(?!source=|engine)[a-z_.]+=[\w./ -]*", one)]
     cfg = once(tuple(one for one in overrides if one not in simple)).copy()
     for one in simple:
         key, value = one.split("=")
@@ -160,6 +154,9 @@ def test_more_samples_prompts_and_sources_ask_only_for_what_is_new(ask):
     assert grown == ask(TWO, "samples=3", "output=at_once"), "grown or made at once, it is the same data set"
     assert manifest().digest == manifest("at_once").digest
     assert set(manifest().extra["sources"]) == {"a", "b"}, "a source of an earlier command stays"
+    (last,) = manifest().extra["last_command"].items()
+    assert last[0] == "b"
+    assert (last[1]["answers"], last[1]["failures"]) == (12, 0)
 
 
 def test_fewer_samples_or_prompts_lose_nothing(ask):

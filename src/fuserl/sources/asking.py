@@ -8,7 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import TextIO
+from typing import Any, TextIO
 
 from fuserl.records.journal import Journal
 from fuserl.records.schema import PromptGroup
@@ -31,9 +31,11 @@ class Outcome:
     reasons: Counter[str] = field(default_factory=Counter)  # what failed, numbers left out -> how often
     gave_up: bool = False
     started: float = field(default_factory=time.monotonic)
+    seconds: float = 0.0  # from there to the last of these
 
     def add(self, result: Answer | Failure) -> None:
         """Count one."""
+        self.seconds = time.monotonic() - self.started
         if isinstance(result, Answer):
             self.answers += 1
             self.tokens += result.response_tokens
@@ -45,10 +47,11 @@ class Outcome:
         kind = re.sub(r"\d+", "N", result.what)
         self.reasons[kind if kind in self.reasons or len(self.reasons) < KINDS else "other"] += 1
 
-    @property
-    def seconds(self) -> float:
-        """Since the start."""
-        return time.monotonic() - self.started
+    def plain(self) -> dict[str, Any]:
+        """For the manifest."""
+        rate = round(self.tokens / max(self.seconds, 1e-9), 1)
+        counted = {"answers": self.answers, "failures": self.failures, "seconds": round(self.seconds, 3)}
+        return counted | {"tokens_per_second": rate, "reasons": dict(self.reasons)}
 
     def beside(self) -> str:
         """For the bar."""

@@ -67,7 +67,9 @@ def finish(made: Made, outcomes: Mapping[str, Outcome], on_failure: str) -> None
     whole = not missing or on_failure == "leave_out"
     if whole:
         extra: dict[str, Any] = {"verb": "generate"}
-        manifest = replace_groups(_telling(groups, extra, made, tally), made.folder.path, manifest_extra=extra)
+        manifest = replace_groups(
+            _telling(groups, extra, made, tally, outcomes), made.folder.path, manifest_extra=extra
+        )
         _say_change(manifest.groups, manifest.responses, made, tally)
     else:
         for _ in groups:
@@ -79,7 +81,13 @@ def finish(made: Made, outcomes: Mapping[str, Outcome], on_failure: str) -> None
         _tell_missing(missing, made, outcomes, whole)
 
 
-def _telling(groups: Iterator[PromptGroup], extra: dict[str, Any], made: Made, tally: Tally) -> Iterator[PromptGroup]:
+def _telling(
+    groups: Iterator[PromptGroup],
+    extra: dict[str, Any],
+    made: Made,
+    tally: Tally,
+    outcomes: Mapping[str, Outcome],
+) -> Iterator[PromptGroup]:
     """Pass groups on; when the last has passed, `extra` says what the manifest should."""
     yield from groups
     if tally.left_out == made.survey.prompts:
@@ -104,6 +112,7 @@ def _telling(groups: Iterator[PromptGroup], extra: dict[str, Any], made: Made, t
             name: {"seed": one.seed, "settings": one.source.plain(), "counts": counts[name]}
             for name, one in made.asked.items()
         },
+        "last_command": {name: outcome.plain() for name, outcome in outcomes.items()},
     }
 
 

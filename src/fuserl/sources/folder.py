@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, TextIO
 from urllib.parse import quote
@@ -98,8 +97,9 @@ def joined(before: Mapping[str, Asked], now: Sequence[Asked]) -> tuple[dict[str,
         old = before.get(name)
         if old and _decisive(old) != _decisive(one):
             changed.append(name)
-        most = max(one.source.samples, old.source.samples) if old and name not in changed else one.source.samples
-        whole[name] = Asked(replace(one.source, samples=most), one.seed)
+        if old and name not in changed:
+            one = Asked(one.source.with_samples_of(old.source), one.seed)
+        whole[name] = one
     return dict(sorted(whole.items())), changed
 
 

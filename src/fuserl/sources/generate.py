@@ -19,9 +19,11 @@ from fuserl.sources.chosen import Chosen, chosen_sources
 from fuserl.sources.finish import Made, finish
 from fuserl.sources.folder import Folder, by_name, joined
 from fuserl.sources.prompts import Prompts, prompts_of
+from fuserl.sources.source import Source
 from fuserl.sources.survey import Survey, surveyed
 from fuserl.terminal import bar, say
 
+LARGE = 4 << 30  # bytes of a local model from which on one is told that it is read
 DECISIVE = ("seed", "data")  # with the sources, all that decides what is asked
 
 
@@ -69,7 +71,7 @@ def _first_of(prompts: Prompts) -> None:
 
 def _generate(settings: Mapping[str, Any], folder: Folder, prompts: Prompts, chosen: list[Chosen]) -> None:
     """With the folder's lock: look, ask, write."""
-    asked = by_name((one.source.with_content() for one in chosen), settings["seed"])
+    asked = by_name((_known(one.source) for one in chosen), settings["seed"])
     whole, changed = joined(folder.asked_before(), asked)
     for name in changed:
         say(
@@ -87,6 +89,14 @@ def _generate(settings: Mapping[str, Any], folder: Folder, prompts: Prompts, cho
         folder.write(settings, whole.values())
         outcomes = _ask_all(settings, folder, prompts, chosen, asked, journals, survey)
         finish(made, outcomes, settings["on_failure"])
+
+
+def _known(source: Source) -> Source:
+    """A local model by its files, which takes a moment where they are large."""
+    size = sum(file.stat().st_size for file in source.local_files())
+    if size > LARGE:
+        say(f"reading the {size / 2**30:,.0f} GiB of `{source.name}`, to know it again")
+    return source.with_content()
 
 
 def _say_survey(survey: Survey, report: ReadReport) -> None:

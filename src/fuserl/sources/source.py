@@ -24,7 +24,9 @@ class Source:
     name: str  # under which its responses are kept
     path: str  # Hugging Face folder or hub name; for a server, the model's name there
     sampling: Sampling
-    samples: int = 1  # responses a prompt
+    samples: int | Mapping[str, int] = (
+        1  # responses a prompt; or by domain, `otherwise` for those not named (else none)
+    )
     revision: str | None = None
     chat_template: str | None = None  # null: the model's own; plain; the template itself, where a file was given too
     date_string: str = "26 Jul 2024"  # the day that templates are told
@@ -41,19 +43,41 @@ class Source:
         decisive = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in ignored}
         return decisive | {"path": self.content or self.path}
 
+    def samples_of(self, domain: str) -> int:
+        """Responses to a prompt of this domain.
+
+        >>> Source("a", "m", Sampling(9), samples={"code": 8, "otherwise": 5}).samples_of("math")
+        5
+        """
+        if isinstance(self.samples, int):
+            return self.samples
+        return self.samples.get(domain, self.samples.get("otherwise", 0))
+
+    def with_samples_of(self, other: Source) -> Source:
+        """With as many samples in every domain as the one of the two that has more."""
+        if self.samples == other.samples:
+            return self
+        named = [one.samples for one in (self, other) if isinstance(one.samples, Mapping)]
+        domains = sorted({"otherwise"}.union(*named))
+        most = {domain: max(self.samples_of(domain), other.samples_of(domain)) for domain in domains}
+        return replace(self, samples=most if named else most["otherwise"])
+
     def plain(self) -> dict[str, Any]:
         """All of it as plain data, for manifests; `source_of` reads it back."""
         return asdict(self)
+
+    def local_files(self) -> list[Path]:
+        """The files of a local model that decide its answers; none where the path is a name."""
+        folder = Path(self.path).expanduser()
+        inside = sorted(folder.iterdir()) if folder.is_dir() else []
+        return [file for file in inside if file.suffix in DECIDING and file.name not in NEVER_READ and file.is_file()]
 
     def with_content(self) -> Source:
         """The source known by what its folder holds, so that a model trained anew there is another one.
 
         Reads all bytes of a local model; a name on the hub or at a server is left as it is.
         """
-        folder = Path(self.path).expanduser()
-        if not folder.is_dir():
-            return self
-        files = sorted(f for f in folder.iterdir() if f.suffix in DECIDING and f.name not in NEVER_READ and f.is_file())
+        files = self.local_files()
         if not files:
             return self
         with ThreadPoolExecutor(4) as pool:
@@ -124,10 +148,16 @@ def _number(low: float, high: float = 1e9) -> Callable[[Any], bool]:
     return lambda value: isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
 
 
+def _samples(value: Any) -> bool:
+    if not isinstance(value, Mapping):
+        return _whole(1)(value)
+    return all(map(_text, value)) and all(map(_whole(0), value.values())) and any(value.values())
+
+
 Rule = tuple[Callable[[Any], bool], str]  # whether a value fits, and what would
 RULES: dict[str, Rule] = {
     "path": (_text, "a folder or a name"),
-    "samples": (_whole(1), "1 or more"),
+    "samples": (_samples, "1 or more, or by domain, such as {code: 8, otherwise: 5}"),
     "revision": (_text_or_null, "a text, or null"),
     "chat_template": (_text_or_null, "plain, a .jinja file, a template, or null"),
     "date_string": (_text, "a day, such as 26 Jul 2024"),

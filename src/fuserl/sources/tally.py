@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
 
 from fuserl.records.schema import PromptGroup, Response
 from fuserl.records.splits import prompt_digest
@@ -95,9 +96,10 @@ class Tally:
     def _count(self, group: PromptGroup) -> None:
         by_source: dict[str, list[Response]] = {name: [] for name in self.asked}
         for response in group.responses:
-            by_source[response.source].append(response)
+            if response.source in by_source:  # not one that came with the prompt
+                by_source[response.source].append(response)
         for name, responses in by_source.items():
-            self.counts[name].add(responses, self.asked[name].source.samples, self._wanted[name])
+            self.counts[name].add(responses, self.asked[name].source.samples_of(group.domain), self._wanted[name])
 
     def plain(self) -> dict[str, dict[str, Any]]:
         """Counts by source, for the manifest."""
@@ -113,7 +115,7 @@ class Tally:
             mean = counts.response_tokens / counts.answers if counts.answers else 0.0
             numbers = (counts.answers, counts.missing, counts.truncated, counts.empty, counts.identical)
             cost = "" if counts.cost is None else f"{counts.cost:,.4g}"
-            table.add_row(_plain(name), *(f"{number:,}" for number in numbers), f"{mean:,.1f}", cost)
+            table.add_row(Text(name), *(f"{number:,}" for number in numbers), f"{mean:,.1f}", cost)
         return table
 
     def warnings(self) -> list[str]:
@@ -135,8 +137,3 @@ def _warnings(name: str, counts: Counts, asked: Mapping[str, Asked]) -> Iterator
         yield f"warning: the prompts of `{name}` were rendered by {len(counts.template_hashes)} different templates"
     for key, number in counts.drawn_otherwise.items():
         yield f"warning: {number:,} answers of `{name}` were drawn with another {key} than {getattr(sampling, key)!r}"
-
-
-def _plain(name: str) -> str:
-    """A name that the terminal does not take for markup."""
-    return name.replace("[", "\\[")
