@@ -66,9 +66,9 @@ def json_field(text: str, *, field: str = "answer") -> str | None:
     value = _decoded(SINGLE_BACKSLASH.sub(lambda part: "\\\\" if part[0] == "\\" else part[0], rest))
     if isinstance(value, list | dict):
         value = json.dumps(value)
-    if not isinstance(value, str):  # a number as it is written, or what cannot be decoded
-        value = rest.split("\n")[0].strip().rstrip("}`, ").strip('"')
-    return value[:LONGEST].strip() or None
+    if isinstance(value, str):  # an empty one too: it is what was said
+        return value[:LONGEST].strip()
+    return rest.split("\n")[0].strip().rstrip("}`, ").strip('"')[:LONGEST].strip() or None  # as written, or broken
 
 
 def last_number(text: str) -> str | None:

@@ -17,6 +17,7 @@ from rich.table import Table
 from fuserl.errors import FuserlError
 from fuserl.models.kernels import backends
 from fuserl.models.reference_folder import DAY, Kept, caches, prune
+from fuserl.rewards.sandbox import HINT, bubblewrap
 from fuserl.training.summary import gpu_name, versions
 
 EXTRAS = {
@@ -31,7 +32,7 @@ LISTED = 8  # caches, the last used first
 
 
 def doctor(cfg: DictConfig) -> None:
-    """Print devices, attention kernels (each checked numerically), packages, W&B mode and the caches.
+    """Print devices, attention kernels (each checked numerically), the sandbox (tried by a probe), packages, W&B mode and the caches.
 
     Raises:
         FuserlError: `prune_older_than_days` is less than a day, in which a running job may need what it would delete.
@@ -43,6 +44,7 @@ def doctor(cfg: DictConfig) -> None:
     console.print(_table("machine", _machine()))
     rows = [(name, "yes" if found.ok else "no", found.why) for name, found in backends().items()]
     console.print(_table("attention kernels", rows))
+    console.print(_table("sandbox of `reward=code`", _sandbox()))
     console.print(_table("packages", [(name, number, "") for name, number in versions().items()]))
     extras = [
         (package, "yes" if find_spec(package) else "no", "" if find_spec(package) else f"pip install 'fuserl[{extra}]'")
@@ -60,6 +62,13 @@ def _machine() -> list[tuple[str, str, str]]:
         ("disk", f"{shutil.disk_usage('.').free / 2**30:.0f} GiB free here", ""),
         ("W&B", os.environ.get("WANDB_MODE", "online" if key else "offline"), "`logger=csv` turns it off"),
     ]
+
+
+def _sandbox() -> list[tuple[str, str, str]]:
+    """Tried by a probe that looks for ways out."""
+    binary, why = bubblewrap()
+    rows = [("bubblewrap", "yes" if binary else "no", why)]
+    return rows if binary else [*rows, ("", "", HINT)]
 
 
 def _pruned(cache: Path, days: Any) -> str:
