@@ -29,7 +29,8 @@ class RowResult:
 class Needs:
     """What the reader of a row asks of its responses."""
 
-    responses: bool = True  # at least one; False: the prompt is all that is wanted, and its responses are not read
+    responses: bool = True  # False: the prompt is all that is wanted, and its responses are not read
+    at_least: int = 1  # responses of a row; 0: it may have none yet
     text: bool = True  # in every response; False: an empty answer is an answer, to be counted or dropped by rule
 
 
@@ -86,6 +87,8 @@ def message_of(value: Any, name: str) -> Message:
 
 
 def _responses(value: Any, *, skip: bool, needs: Needs) -> tuple[list[Response], list[str]]:
+    if not needs.at_least and value in (None, []):
+        return [], []
     if not isinstance(value, list) or not value:
         raise BadField("responses", "is missing or empty")
     found: list[Response] = []

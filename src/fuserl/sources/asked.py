@@ -42,7 +42,10 @@ class Asked:
     def seeds(self, group: PromptGroup) -> list[int]:
         """One a sample."""
         digest = prompt_digest(group.prompt)
-        return [sample_seed(self.seed, digest, self.source.name, sample) for sample in range(self.source.samples)]
+        return [
+            sample_seed(self.seed, digest, self.source.name, sample)
+            for sample in range(self.source.samples_of(group.domain))
+        ]
 
     def keys(self, group: PromptGroup) -> list[str]:
         """`request_key` of every sample; what is the same for all of them is hashed once."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TextIO
 from urllib.parse import quote
@@ -94,12 +95,11 @@ def joined(before: Mapping[str, Asked], now: Sequence[Asked]) -> tuple[dict[str,
     whole, changed = dict(before), []
     for one in now:
         name = one.source.name
-        old = before.get(name)
-        if old and _decisive(old) != _decisive(one):
+        whole[name], old = one, before.get(name)
+        if old and _decisive(old) == _decisive(one):
+            whole[name] = replace(one, source=one.source.with_samples_of(old.source))
+        elif old:
             changed.append(name)
-        if old and name not in changed:
-            one = Asked(one.source.with_samples_of(old.source), one.seed)
-        whole[name] = one
     return dict(sorted(whole.items())), changed
 
 

@@ -14,13 +14,13 @@ from fuserl.sources.asked import Asked
 def grouped(
     prompts: Iterable[PromptGroup], asked: Mapping[str, Asked], journals: Mapping[str, Journal]
 ) -> Iterator[PromptGroup]:
-    """Every prompt with all that the journals hold for it, which may be nothing; one group in memory at a time.
+    """Every prompt with the responses it came with and all that the journals hold for it; one group in memory at a time.
 
     The order in which answers came leaves no trace.
     """
     for group in prompts:
         responses = (response for name in sorted(asked) for response in _responses(group, asked[name], journals[name]))
-        yield replace(group, responses=tuple(responses))
+        yield replace(group, responses=(*group.responses, *responses))
 
 
 def _responses(group: PromptGroup, asked: Asked, journal: Journal) -> Iterator[Response]:

@@ -19,7 +19,7 @@ UNSTATED = "general"  # the domain of rows that state none
 
 @dataclass(frozen=True)
 class Prompts:
-    """Prompts of any data set, without the answers that may stand beside them."""
+    """Prompts of any data set, with or without the answers that stand beside them."""
 
     path: str
     split: str | None
@@ -30,9 +30,10 @@ class Prompts:
     part: tuple[float, float]
     limit: int | None
     on_bad_row: str
+    keep_responses: bool
 
     def groups(self, report: ReadReport | None = None) -> Iterator[PromptGroup]:
-        """Prompts in their order, as groups without responses.
+        """Prompts in their order, as groups without responses, or with those that are kept.
 
         Raises:
             FuserlError: the data set is not there, or a row is bad.
@@ -46,7 +47,7 @@ class Prompts:
             form=self.form,
             on_bad_row=self.on_bad_row,
             report=report,
-            needs=Needs(responses=False),
+            needs=Needs(responses=self.keep_responses, at_least=0, text=False),
             columns=self.columns,
         )
         for group in rows:
@@ -70,6 +71,8 @@ def prompts_of(data: Mapping[str, Any]) -> Prompts:
     _require(data["domain"] is None or _texts([data["domain"]]), "domain", data["domain"], "a name")
     ends = [end for end in part if isinstance(end, int | float)] if _list(part) else []
     _require(len(ends) == 2 and 0 <= ends[0] < ends[1] <= 1, "part", part, "two numbers from 0 to 1, the first smaller")
+    keep = data["keep_responses"]
+    _require(isinstance(keep, bool), "keep_responses", keep, "true or false")
     whole = isinstance(limit, int) and not isinstance(limit, bool) and limit >= 1
     _require(limit is None or whole, "limit", limit, "1 or more, or null")
     return Prompts(
@@ -82,6 +85,7 @@ def prompts_of(data: Mapping[str, Any]) -> Prompts:
         part=(float(ends[0]), float(ends[1])),
         limit=limit,
         on_bad_row=data["on_bad_row"],
+        keep_responses=data["keep_responses"],
     )
 
 

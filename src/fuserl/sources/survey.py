@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
+from fuserl.errors import FuserlError
 from fuserl.records.journal import Journal
 from fuserl.records.manifest import canonical
 from fuserl.records.schema import PromptGroup
@@ -43,6 +44,7 @@ def surveyed(
     for group in prompts:
         found.prompts += 1
         content.update(canonical(group))
+        _require_other_names(group, found.wanted)
         told(found.prompts)
         digest = bytes.fromhex(prompt_digest(group.prompt))
         if digest in seen:
@@ -55,3 +57,13 @@ def surveyed(
             found.answered[name] += sum(key in journals[name] for key in keys)
     found.digest = content.hexdigest()
     return found
+
+
+def _require_other_names(group: PromptGroup, names: Collection[str]) -> None:
+    """Raises: FuserlError: responses that came with the prompt are of a source that is asked."""
+    if taken := sorted({response.source for response in group.responses} & set(names)):
+        raise FuserlError(
+            f"the data holds answers of `{taken[0]}` already, and a source of that name is asked",
+            where=f"prompt `{group.id}`",
+            hint=f"give the source another name (`sources.{taken[0]}.name=...`), or leave `data.keep_responses` false",
+        )
