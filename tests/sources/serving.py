@@ -15,11 +15,11 @@ from fuserl.sources.protocol import Answer, Engine, Failure, Request, Sampling
 from fuserl.sources.source import Source
 
 SAMPLING = Sampling(max_tokens=12, temperature=0.7, top_p=0.9)
-QUICK: dict[str, Any] = {"backoff": {"first": 0.0, "longest": 0.0}, "timeout": 30}
+QUICK: dict[str, Any] = {"backoff": {"first": 0.0, "longest": 0.0}, "timeout": 30, "key_from": "FUSERL_KEY_OF_TESTS"}
 
 
 def settings(urls: str | list[str], **changes: Any) -> dict[str, Any]:
-    """conf/engine/openai.yaml for these servers, with pauses of no length."""
+    """conf/engine/openai.yaml for these servers, with pauses of no length and no key."""
     where = {"url": urls} if isinstance(urls, str) else {"url": None, "pool": urls}
     whole = OmegaConf.merge(OmegaConf.load(config_folder() / "engine/openai.yaml"), where, QUICK, changes)
     return OmegaConf.to_container(whole, resolve=True)

@@ -23,6 +23,7 @@ from fuserl.errors import FuserlError
 from fuserl.records.schema import Message
 from fuserl.settings import compose, plain
 from fuserl.sources.chosen import chosen_sources
+from fuserl.sources.concurrently import Concurrently
 from fuserl.sources.endpoint import Endpoint, retry_after
 from fuserl.sources.keys import Key
 from fuserl.sources.protocol import Answer, Failure, Request, Sampling
@@ -394,6 +395,27 @@ def test_who_stops_reading_leaves_nothing_behind(interrupt):
         time.sleep(0.05)
         assert len(server.calls) == calls
     assert set(threading.enumerate()) <= before
+
+
+def test_who_stops_reading_cancels_what_is_under_way_before_the_engine_is_closed():
+    cancelled = threading.Semaphore(0)
+
+    async def ask(asked: Request) -> Answer | Failure:
+        try:
+            await asyncio.sleep(0 if asked.key == "key-0" else 3600)
+        except asyncio.CancelledError:
+            cancelled.release()
+            raise
+        return RIGHT[asked.key]
+
+    async def nothing() -> None: ...
+
+    engine = Concurrently(ask, concurrency=8, close=nothing)
+    answers = engine.answer(requests(40))
+    assert next(answers) == RIGHT["key-0"]
+    answers.close()
+    assert all(cancelled.acquire(timeout=10) for _ in range(7))
+    engine.close()
 
 
 def test_what_is_under_way_when_drawing_fails_is_handed_over_first():

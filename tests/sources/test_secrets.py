@@ -132,7 +132,7 @@ def test_a_traceback_does_not_show_it(monkeypatch):
             Server(lambda _, fault=fault: fault, key=SECRET, echo=True) as server,
             pytest.raises(FuserlError) as caught,
         ):
-            outcomes(engine_for(server.url), requests(2))
+            outcomes(engine_for(server.url, key_from="OPENAI_API_KEY"), requests(2))
         assert SECRET not in "".join(traceback.format_exception(caught.value))
 
 
