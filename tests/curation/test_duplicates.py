@@ -201,7 +201,7 @@ ROWS = [
 def test_responses_are_compared_within_what_was_asked_for(within, gone):
     for rows in (ROWS, ROWS[::-1]):
         groups = responses(*rows)
-        rule = rule_of("duplicate_responses", within={"_target_": f"fuserl.curation.duplicates.{within}"})
+        rule = rule_of("duplicate_responses", within={"path": f"fuserl.curation.duplicates.{within}"})
         rule.fit(groups)
         dropped = [each for one in groups for each in sifted(rule, one)[1]]
         assert {(each.prompt_id, each.source, each.sample) for each in dropped} == gone
@@ -286,7 +286,7 @@ def test_real_responses_agree_with_a_search_over_all_pairs():
     ]
     rule = rule_of(
         "duplicate_responses",
-        within={"_target_": "fuserl.curation.duplicates.one_prompt"},
+        within={"path": "fuserl.curation.duplicates.one_prompt"},
         near={"boilerplate": None, "recall": 0.9999, "num_perm": 512},
     )
     rule.fit(groups)
