@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from random import Random
 from types import SimpleNamespace
 
@@ -268,3 +269,67 @@ def test_padding_stands_on_the_right_under_a_mask():
     ids, mask = padded([[5, 6, 7], [8]], pad=9)
     assert ids.tolist() == [[5, 6, 7], [8, 9, 9]]
     assert mask.tolist() == [[1, 1, 1], [1, 0, 0]]
+
+
+class Pooling:
+    """What the scorer uses of vLLM."""
+
+    PoolingParams = SimpleNamespace
+    __version__ = "9.9"
+
+    def __init__(self, labels: int = 1) -> None:
+        self.labels, self.started, self.asked, self.shut = labels, [], [], 0
+        core = SimpleNamespace(shutdown=self._shutdown)
+        self.llm_engine = SimpleNamespace(engine_core=core)
+
+    def LLM(self, **settings):
+        self.started.append(settings)
+        return self
+
+    def encode(self, prompts, *, pooling_params, pooling_task, use_tqdm):
+        assert (pooling_params.use_activation, pooling_task, use_tqdm) == (False, "classify", False)
+        self.asked += [prompt["prompt_token_ids"] for prompt in prompts]
+        data = [torch.full((self.labels,), float(len(prompt["prompt_token_ids"]))) for prompt in prompts]
+        return [SimpleNamespace(outputs=SimpleNamespace(data=one)) for one in data]
+
+    def _shutdown(self) -> None:
+        self.shut += 1
+
+
+VLLM = "classifier@.classifier=vllm"
+
+
+def test_vllm_is_asked_for_plain_logits_of_our_tokens(llama, monkeypatch):
+    monkeypatch.setitem(sys.modules, "vllm", pooling := Pooling())
+    scorer = load(llama, VLLM)
+    assert not pooling.started, "nothing starts before it is needed"
+    found = numbers(scorer, ["4", "", "four"])
+    ids = [
+        one.ids
+        for one in scorer.form.encode([(item.group.prompt, item.response.text) for item in items(["4", "four"])])
+    ]
+    assert pooling.asked == ids
+    assert found == [len(ids[0]), None, len(ids[1])]
+    assert (pooling.started[0]["runner"], pooling.started[0]["max_model_len"], len(pooling.started)) == (
+        "pooling",
+        200,
+        1,
+    )
+    assert scorer.identity()["classifier"] == {"by": "vllm", "version": "9.9", "dtype": "float32"}
+    scorer.close()
+    scorer.close()
+    assert pooling.shut == 1
+
+
+def test_what_vllm_cannot_do_is_told(llama, monkeypatch):
+    monkeypatch.setitem(sys.modules, "vllm", Pooling(labels=3))
+    with pytest.raises(FuserlError, match="3 labels"):
+        numbers(load(llama, VLLM))
+    broken = Pooling()
+    broken.LLM = lambda **_: (_ for _ in ()).throw(ValueError("no such architecture\nat all"))
+    monkeypatch.setitem(sys.modules, "vllm", broken)
+    with pytest.raises(FuserlError, match=r"cannot load the reward model \(no such architecture\)"):
+        numbers(load(llama, VLLM))
+    monkeypatch.setitem(sys.modules, "vllm", None)
+    with pytest.raises(FuserlError, match="vLLM is not installed"):
+        load(llama, VLLM)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -258,3 +261,15 @@ def test_two_processes_do_not_write_one_folder(run, tmp_path):
 
     with locked(tmp_path / "out"), pytest.raises(FuserlError, match="another process"):
         run(groups())
+
+
+def test_no_torch_where_the_scorer_needs_none(tmp_path):
+    write_groups(groups(2), tmp_path / "data")
+    code = (
+        "import sys; from fuserl.cli import run_verb; "
+        f"run_verb('score', ['data.path={tmp_path / 'data'}', 'output={tmp_path / 'out'}', '+rewards.length._target_={LENGTH}']); "
+        "print(sorted({name.split('.')[0] for name in sys.modules} & {'torch', 'transformers', 'datasets', 'vllm', 'openai'}))"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.stdout.strip() == "[]", done.stdout + done.stderr

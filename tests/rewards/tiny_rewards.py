@@ -57,11 +57,12 @@ def tokenizer(pairs: bool = False) -> PreTrainedTokenizerFast:
     return made
 
 
-def save(family: str, folder: Path, *, seed: int = 0, dtype: torch.dtype = torch.float32) -> Path:
-    """A model with random weights, large enough that scores differ."""
+def save(family: str, folder: Path, *, seed: int = 0, **shape: int) -> Path:
+    """A model with random weights, large enough that scores differ; perhaps of another shape."""
     torch.manual_seed(seed)
-    model = AutoModelForSequenceClassification.from_config(FAMILIES[family]())
-    model.to(dtype).save_pretrained(folder)
+    config = FAMILIES[family]()
+    config.update(shape)
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(folder)
     tokenizer(pairs=family == "bert").save_pretrained(folder)
     return folder
 

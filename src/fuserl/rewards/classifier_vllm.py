@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import gc
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from fuserl.errors import FuserlError
+
+QUIET = {"VLLM_LOGGING_LEVEL": "WARNING", "VLLM_NO_USAGE_STATS": "1"}  # unless the environment says otherwise
 
 
 class VllmForwards:
@@ -33,6 +36,8 @@ class VllmForwards:
         gpu_memory_utilization: float,
         enforce_eager: bool,
     ) -> None:
+        for name, value in QUIET.items():
+            os.environ.setdefault(name, value)
         try:
             import vllm  # pyright: ignore[reportMissingImports]
         except ImportError as error:
@@ -52,6 +57,7 @@ class VllmForwards:
             "tensor_parallel_size": tensor_parallel_size,
             "gpu_memory_utilization": gpu_memory_utilization,
             "enforce_eager": enforce_eager,
+            "load_format": "safetensors",
         }
         self._llm: Any = None
 
@@ -63,13 +69,17 @@ class VllmForwards:
         """See `Classifier`; all rows at once, vLLM makes the batches.
 
         Raises:
-            FuserlError: vLLM cannot load the model, or it gives several numbers a row.
+            FuserlError: vLLM cannot load or run the model, or it gives several numbers a row.
         """
         if not rows:
             return
         prompts = [{"prompt_token_ids": list(row)} for row in rows]
         asked = self.vllm.PoolingParams(use_activation=False)
-        found = self._opened().encode(prompts, pooling_params=asked, pooling_task="classify", use_tqdm=False)
+        llm = self._opened()
+        try:
+            found = llm.encode(prompts, pooling_params=asked, pooling_task="classify", use_tqdm=False)
+        except Exception as error:
+            raise self._told(error, "vLLM stopped") from error
         for place, output in enumerate(found):
             numbers = output.outputs.data.double().reshape(-1).tolist()
             if len(numbers) != 1:
@@ -81,22 +91,28 @@ class VllmForwards:
             yield place, numbers[0]
 
     def close(self) -> None:
-        """Give back the devices' memory."""
-        self._llm = None
-        gc.collect()
+        """Stop vLLM's processes and give back the devices' memory."""
+        if self._llm is not None:
+            self._llm.llm_engine.engine_core.shutdown()
+            self._llm = None
+            gc.collect()
 
     def _opened(self) -> Any:
         if self._llm is None:
             try:
                 self._llm = self.vllm.LLM(runner="pooling", convert="classify", **self.settings)
-            except Exception as error:  # of vLLM, transformers, CUDA: there is no common class
-                why = (str(error).splitlines() or [type(error).__name__])[0][:160]
-                raise FuserlError(
-                    f"vLLM cannot load the reward model ({why})",
-                    where=f"`{self.settings['model']}`",
-                    hint="`classifier@rewards.NAME.classifier=transformers` loads any architecture",
-                ) from error
+            except Exception as error:
+                raise self._told(error, "vLLM cannot load the reward model") from error
         return self._llm
+
+    def _told(self, error: Exception, what: str) -> FuserlError:
+        """Of vLLM, transformers, CUDA: there is no common class."""
+        why = (str(error).splitlines() or [type(error).__name__])[0][:160]
+        return FuserlError(
+            f"{what} ({why})",
+            where=f"`{self.settings['model']}`",
+            hint="its own messages above say more; `classifier@rewards.NAME.classifier=transformers` runs any architecture",
+        )
 
 
 def _dtype(name: str) -> str:
