@@ -74,11 +74,11 @@ def by_source(folder: str) -> dict[str, int]:
 
 def test_the_commands_of_the_page(place):
     commands = [line for block in blocks("sh") for line in block.splitlines()]
-    assert len(commands) == 9
+    assert len(commands) == 10
     seen = []
     with Server() as server:
         for line in commands:
-            verb, overrides = overrides_of(line.replace("http://localhost:8000/v1", server.url))
+            verb, overrides = overrides_of(re.sub(r"http://localhost:800[01]/v1", server.url, line))
             if verb == "train":
                 overrides += ["trainer.accelerator=cpu", "trainer.progress_bar=false"]
             run_verb(verb, overrides)
@@ -87,7 +87,8 @@ def test_the_commands_of_the_page(place):
     assert seen[0] == {"own": 15}
     assert seen[1] == {"large": 15, "own": 15}
     assert by_source("two") == by_source("mixed") == {"large": 6, "small": 6}
-    assert asked == {"models/large"}
+    assert by_source("servers") == {"one": 3, "two": 3}
+    assert asked == {"models/large", "org/one", "org/two"}
     assert [(group.id, group.reference, group.domain) for group in groups("math")] == [
         ("q0", "0", "math"),
         ("q1", "1", "math"),
