@@ -105,6 +105,8 @@ def _config_error(error: Exception, verb: str, overrides: list[str], hydra_compo
             known = []
         near = difflib.get_close_matches(wanted, known, n=1, cutoff=0.5)
         hint = f"did you mean `{near[0]}`?" if near else f"`fuserl {verb} --help` lists the settings"
+        if near and wanted.startswith(f"{near[0]}."):  # one more of sources, of columns, ...
+            hint = f"`+{wanted}=...` adds it"
         return FuserlError(f"there is no setting `{wanted}`", where=f"`fuserl {verb}`", hint=hint)
     return FuserlError(
         text, where=f"settings of `fuserl {verb}`", hint=f"`fuserl {verb} --help` lists settings and groups"

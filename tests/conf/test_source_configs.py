@@ -95,3 +95,10 @@ def test_a_source_that_does_not_exist_is_told_with_those_that_do():
         chosen("source=gemma")
     with pytest.raises(FuserlError, match="gemma"):
         chosen("source=[gemma2_27b,gemma]")
+
+
+def test_a_source_that_is_not_there_yet_is_added_with_a_plus():
+    for setting in ("sources.mine.path", "data.columns.prompt"):
+        with pytest.raises(FuserlError, match="no setting") as caught:
+            chosen(f"{setting}=x")
+        assert caught.value.hint == f"`+{setting}=...` adds it"
