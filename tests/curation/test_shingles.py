@@ -104,6 +104,10 @@ def test_what_is_kept_on_disk_comes_back(chunks):
                 part.hashes.tolist() == everything.hashes[everything.starts[first] : everything.starts[last]].tolist()
             )
             assert part.starts.tolist() == (everything.starts[first : last + 1] - everything.starts[first]).tolist()
+    for size in (1, 3, 10**6):
+        blocks = list(spool.blocks(size))
+        assert [text for first, last in blocks for text in range(first, last)] == list(range(len(texts)))
+        assert all(last - first == 1 or len(spool.read(first, last).hashes) <= size for first, last in blocks)
     spool.close()
 
 

@@ -25,9 +25,9 @@ from fuserl.curation.texts import digest, normalised
 from fuserl.errors import FuserlError
 
 Key = tuple[Any, ...]
-BLOCK = 4096  # texts read from disk together
+BLOCK = 1 << 20  # runs of words read from disk together
 FAILURES = 64  # comparisons of a text that may fail; a text with more alike but different ones is compared no further
-SAMPLED = 10_000  # texts on which boilerplate is counted
+SAMPLED = 1 << 22  # runs of words among which boilerplate is counted, those of some 10,000 answers
 COMMON = 20  # texts that a run must stand in at least to be boilerplate
 
 
@@ -86,6 +86,7 @@ class Twins:
         corpus = _Corpus(near)
         try:
             self.counts["texts"] = corpus.read(texts)
+            self.counts["near duplicates"] = 0
             self.counts["different texts"] = len(corpus.keys)
             self._settle(corpus, corpus.clusters(self.counts) if near else Clusters(len(corpus.keys)))
         finally:
@@ -130,7 +131,7 @@ class _Corpus:
         self.repeated: dict[int, list[Key]] = {}  # those that came with several keys
         self.numbers, self.spaces = array("Q"), array("Q")
         self.boilerplate: Hashes = np.empty(0, np.uint64)
-        self.members = lru_cache(1 << 12)(self._members)
+        self.members = lru_cache(1 << 9)(self._members)
         self.similarity = lru_cache(1 << 17)(self._similarity)
 
     def read(self, texts: Iterable[tuple[str, Key, str]]) -> int:
@@ -158,7 +159,7 @@ class _Corpus:
     def clusters(self, counts: Counter[str]) -> Clusters:
         """Texts that are linked by being nearly the same."""
         order = np.argsort(np.array(list(self.texts), "S16"), kind="stable")  # no matter how the stream was ordered
-        self.boilerplate = self._boilerplate(order[:SAMPLED])
+        self.boilerplate = self._boilerplate(order)
         counts["runs of words that are boilerplate"] = len(self.boilerplate)
         with_words, keys = self._band_keys()
         order = order[with_words[order]]
@@ -217,13 +218,19 @@ class _Corpus:
         telling |= np.repeat(counts == 0, np.diff(sets.starts))
         return Runs(sets.hashes[telling], np.concatenate([[0], np.cumsum(telling)])[sets.starts])
 
-    def _boilerplate(self, sample: Places) -> Hashes:
+    def _boilerplate(self, order: Places) -> Hashes:
         """Runs that stand in a larger share of the texts than what says something about one of them."""
         assert self.near is not None
         if self.near.boilerplate is None:
             return np.empty(0, np.uint64)
-        members = [np.unique(self.spool.read(text, text + 1).hashes) for text in sample.tolist()]
-        hashes, counts = np.unique(np.concatenate([np.empty(0, np.uint64), *members]), return_counts=True)
+        sample: list[Hashes] = []
+        size = 0
+        for text in order.tolist():
+            sample.append(np.unique(self.spool.read(text, text + 1).hashes))
+            size += len(sample[-1])
+            if size > SAMPLED:
+                break
+        hashes, counts = np.unique(np.concatenate([np.empty(0, np.uint64), *sample]), return_counts=True)
         return hashes[counts > max(self.near.boilerplate * len(sample), COMMON)]
 
     def _band_keys(self) -> tuple[Bool[np.ndarray, " texts"], UInt64[np.ndarray, "texts bands"]]:
@@ -232,8 +239,7 @@ class _Corpus:
         cut = bands_for(self.near.threshold, self.near.num_perm, self.near.recall)
         with_words = np.zeros(len(self.keys), bool)
         keys = np.zeros((len(self.keys), cut.bands), np.uint64)
-        for first in range(0, len(keys), BLOCK):
-            last = min(first + BLOCK, len(keys))
+        for first, last in self.spool.blocks(BLOCK):
             sets = self._telling(self.spool.read(first, last))
             full = np.diff(sets.starts) > 0
             with_words[first:last] = full

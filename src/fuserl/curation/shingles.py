@@ -158,6 +158,14 @@ class Spool:
         starts = np.array(self._ends[first : last + 1]) - begin
         return Runs(np.frombuffer(b"".join(parts), np.uint64), starts)
 
+    def blocks(self, size: int) -> Iterator[tuple[int, int]]:
+        """(first, last) of parts that have together all texts, each with so many hashes at most, or with one text."""
+        first = 0
+        for last in range(1, len(self) + 1):
+            if last == len(self) or self._ends[last + 1] - self._ends[first] > size:
+                yield first, last
+                first = last
+
     def close(self) -> None:
         """Give the space back."""
         self._file.close()
