@@ -397,6 +397,29 @@ def test_who_stops_reading_leaves_nothing_behind(interrupt):
     assert set(threading.enumerate()) <= before
 
 
+async def nothing() -> None:
+    """There is nothing to close."""
+
+
+def test_answers_that_are_ready_are_handed_over_before_an_error_is_raised():
+    ended = threading.Semaphore(0)
+
+    async def ask(asked: Request) -> Answer | Failure:
+        asyncio.get_running_loop().call_later(0.1, ended.release)  # once the outcome has left the loop
+        if asked.key == "key-3":
+            raise FuserlError("no more")
+        return RIGHT[asked.key]
+
+    engine = Concurrently(ask, concurrency=8, close=nothing)
+    answers = engine.answer(requests(8))
+    found = [next(answers)]
+    assert all(ended.acquire(timeout=10) for _ in range(8))
+    with pytest.raises(FuserlError, match="no more"):
+        found.extend(answers)
+    engine.close()
+    assert {answer.key: answer for answer in found} == {k: a for k, a in right(8).items() if k != "key-3"}
+
+
 def test_who_stops_reading_cancels_what_is_under_way_before_the_engine_is_closed():
     cancelled = threading.Semaphore(0)
 
@@ -407,8 +430,6 @@ def test_who_stops_reading_cancels_what_is_under_way_before_the_engine_is_closed
             cancelled.release()
             raise
         return RIGHT[asked.key]
-
-    async def nothing() -> None: ...
 
     engine = Concurrently(ask, concurrency=8, close=nothing)
     answers = engine.answer(requests(40))
