@@ -14,6 +14,12 @@ from fuserl.errors import FuserlError
 from fuserl.records.schema import Message, PromptGroup, Response
 
 
+@pytest.fixture(autouse=True)
+def without_a_page(monkeypatch):
+    """The page has tests of its own, and takes its time."""
+    monkeypatch.setattr("fuserl.curation.select.page", lambda report, path: None)
+
+
 def prompts(**numbers: int) -> list[PromptGroup]:
     """So many prompts of each domain."""
     return [

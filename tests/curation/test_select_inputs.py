@@ -17,6 +17,12 @@ from fuserl.records.store import write_groups
 ALL = ("rules=none", "sft=all", "sft_share=1", "po=none", "validation_fraction=0")
 
 
+@pytest.fixture(autouse=True)
+def without_a_page(monkeypatch):
+    """The page has tests of its own, and takes its time."""
+    monkeypatch.setattr("fuserl.curation.select.page", lambda report, path: None)
+
+
 def of_sources(groups, *names):
     return [replace(one, responses=tuple(r for r in one.responses if r.source in names)) for one in groups]
 

@@ -20,6 +20,12 @@ from fuserl.training.reading import sides_of
 ALL = ("rules=none", "sft=all", "po=groups")
 
 
+@pytest.fixture(autouse=True)
+def without_a_page(monkeypatch):
+    """The page has tests of its own, and takes its time."""
+    monkeypatch.setattr("fuserl.curation.select.page", lambda report, path: None)
+
+
 def ids(folder, name: str) -> set[str]:
     return {one.id for one in groups_of(folder / name)}
 

@@ -11,12 +11,14 @@ from curation.select_kit import groups_of, lay, report, run
 from fuserl.miniature import __file__ as miniature
 from fuserl.records.formats import read_groups
 from fuserl.settings import compose
-from fuserl.training.run import train
+from fuserl.training.prepare import Prepared
+from fuserl.training.setup import data_of
 
-SMALL = (
-    "data=own", "batch_size=16", "max_steps=2", "logger=csv", "trainer.progress_bar=false", "trainer.accelerator=cpu",
-    "probe.prompts=0",
-)  # fmt: skip
+
+@pytest.fixture(autouse=True)
+def without_a_page(monkeypatch):
+    """The page has tests of its own, and takes its time."""
+    monkeypatch.setattr("fuserl.curation.select.page", lambda report, path: None)
 
 
 @pytest.fixture(scope="module")
@@ -26,37 +28,33 @@ def path(tmp_path_factory):
     return lay(islice(groups, 100), folder / "in.jsonl")
 
 
-def trained(tmp_path, data, *more: str) -> dict:
-    folder = train(
-        compose("train", [*SMALL, f"data.path={data}", f"output={tmp_path / 'run'}", f"cache={tmp_path}", *more])
-    )
-    return json.loads((folder / "summary.json").read_text())
+def prepared(tmp_path, data, *more: str) -> Prepared:
+    """What training makes of a data set before its first step."""
+    cfg = compose("train", ["data=own", "trainer.progress_bar=false", f"data.path={data}", f"cache={tmp_path}", *more])
+    return data_of(cfg, "cpu")[2]
 
 
 STAGES = [
     ("protocol=fuserl", "sft", "objective=fusesft"),
     ("protocol=fuserl", "po", "objective=fusepo_dpo"),
     ("po=groups", "po", "objective=fusepo_rloo"),
+    ("po.max_gap=0.5", "po", "objective=dpo_best"),
 ]
 
 
 @pytest.mark.parametrize(("protocol", "side", "objective"), STAGES)
 def test_training_takes_every_prompt_that_was_selected(path, tmp_path, protocol, side, objective):
     folder = run(f"data.path={path}", f"output={tmp_path / 'out'}", "rules=none", "validation_fraction=0.1", protocol)
-    summary = trained(tmp_path, folder / side, objective)
-    told = report(folder)["sides"]
-    assert (
-        summary["prompts"]
-        == len(groups_of(folder / side / "train"))
-        == sum(told[f"{side}/train"]["kept"]["prompts"].values())
-    )
-    num_responses = sum(len(one.responses) for one in groups_of(folder / side / "train"))
+    found, groups = prepared(tmp_path, folder / side, objective), groups_of(folder / side / "train")
+    kept = sum(report(folder)["sides"][f"{side}/train"]["kept"]["prompts"].values())
+    assert len(found.train.plan.rows) == len(groups) == kept > 20
+    assert len(found.validation.plan.rows) == len(groups_of(folder / side / "validation")) > 0
+    assert found.left_out == {}
+    num_responses = sum(len(one.responses) for one in groups)
     if protocol == "po=groups":  # sources without signal stay, and the loss masks them
-        assert summary["responses"] <= num_responses
+        assert found.train.used.sum() <= num_responses
     else:
-        assert summary["responses"] == num_responses
-    assert summary["left_out"] == {}
-    assert summary["validation"]
+        assert found.train.used.sum() == num_responses
 
 
 def test_quadruples_train_wrpo(path, tmp_path):
@@ -66,8 +64,9 @@ def test_quadruples_train_wrpo(path, tmp_path):
     groups = groups_of(folder / "po/train")
     assert {len(one.responses) for one in groups} == {3}
     assert all(r.source != "qwen2" for one in groups_of(folder / "sft/train") for r in one.responses)
-    summary = trained(tmp_path, folder / "po", "objective=wrpo", "target_source=qwen2")
-    assert (summary["prompts"], summary["left_out"]) == (len(groups), {})
+    found = prepared(tmp_path, folder / "po", "objective=wrpo", "target_source=qwen2")
+    assert (len(found.train.plan.rows), found.left_out) == (len(groups), {})
+    assert found.train.used.sum() == 3 * len(groups)
 
 
 def test_the_pairs_for_trl_are_those_that_were_selected(path, tmp_path):

@@ -128,10 +128,13 @@ def _run(steps: list[Step], left: Left, name: Path, done: Path) -> None:
     """One pass: what was dropped goes to `name.jsonl`, the summary last to `done`."""
     first, findings = steps[0], {}
     if first.reads_all:
-        say(f"rule {first.name}: reading")
         first.rule.fit(replace(left, judged=first.judges))  # type: ignore[union-attr]
         findings = first.rule.findings()  # type: ignore[union-attr]
-        write_text_atomically(name.with_name(f"{name.name}.findings.json"), json.dumps(findings, default=str))
+        path = name.with_name(f"{name.name}.findings.json")
+        write_text_atomically(path, json.dumps(findings, default=str))
+        say(
+            f"rule {first.name}: {', '.join(f'{len(rows)} rows of {what}' for what, rows in findings.items())}; see {path}"
+        )
     counts, examples = {step.name: Counts() for step in steps}, {step.name: Examples() for step in steps}
     total = read_manifest(left.folder).groups
     with written_atomically(name.with_suffix(".jsonl")) as file, bar("applying rules", lambda: total) as told:

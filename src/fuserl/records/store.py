@@ -261,12 +261,13 @@ def is_store_file(path: Path) -> bool:
 def _from_row(row: dict[str, Any]) -> PromptGroup:
     """Fields that we do not know come back from JSON; a message without them was written before they were kept."""
 
-    def loads(text: str | None, empty: Any) -> Any:
-        return json.loads(text) if text else empty
-
     responses = tuple(
-        Response(**r | {"sampling": loads(r["sampling"], None), "extra": loads(r["extra"], {})})
+        Response(**r | {"sampling": _loads(r["sampling"], None), "extra": _loads(r["extra"], {})})
         for r in row["responses"]
     )
-    prompt = tuple(Message(m["role"], m["content"], loads(m.get("extra"), {})) for m in row["prompt"])
-    return PromptGroup(row["prompt_id"], prompt, responses, row["domain"], row["reference"], loads(row["extra"], {}))
+    prompt = tuple(Message(m["role"], m["content"], _loads(m.get("extra"), {})) for m in row["prompt"])
+    return PromptGroup(row["prompt_id"], prompt, responses, row["domain"], row["reference"], _loads(row["extra"], {}))
+
+
+def _loads(text: str | None, empty: Any) -> Any:
+    return json.loads(text) if text else empty
