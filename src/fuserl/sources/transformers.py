@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -61,9 +60,9 @@ class TransformersEngine:
         for wanted, ids in self._decoded(self._wanted(requests, failed)):
             yield from _emptied(failed)
             request = wanted.tag
-            used = wanted.drawing._asdict() | {"max_tokens": wanted.most, "seed": request.seed}
-            sampling = asdict(request.sampling) | used
-            yield self.rendering.answer(request, ids, sampling=sampling, extra=self.extra)
+            used = {"max_tokens": wanted.most, **wanted.drawing._asdict()}
+            used |= {"stop": list(request.sampling.stop), "seed": request.seed}
+            yield self.rendering.answer(request, ids, sampling=used, extra=self.extra)
         yield from _emptied(failed)
 
     def close(self) -> None:

@@ -16,6 +16,7 @@ from fuserl.sources.protocol import Answer, Failure, Request, Sampling
 from fuserl.sources.rendering import rendering_of
 from fuserl.sources.source import Source
 
+PARAMETERS = (*(field.name for field in fields(Sampling)), "seed")
 QUIET = {"VLLM_LOGGING_LEVEL": "WARNING", "VLLM_NO_USAGE_STATS": "1"}  # unless the environment says otherwise
 
 
@@ -137,7 +138,7 @@ class VllmEngine:
     def _answered(self, request: Request, params: Any, output: Any) -> Answer | Failure:
         if output.finish_reason not in ("stop", "length"):
             return Failure(request.key, f"vLLM ended it with `{output.finish_reason}`", passing=True)
-        used = {field.name: getattr(params, field.name) for field in fields(Sampling)} | {"seed": params.seed}
+        used = {name: getattr(params, name) for name in PARAMETERS}
         return self.rendering.answer(request, list(output.token_ids), sampling=used, extra=self.extra)
 
 
