@@ -15,6 +15,7 @@ from fuserl.records.schema import PromptGroup
 Answer = Callable[[str], str | None]
 
 LONGEST = 2000  # characters of an answer that is looked for with its end
+PARAGRAPH = 500  # characters of a last paragraph that are read
 NUMBER = re.compile(r"-?(?:\d[\d,]*)?\.?\d+")
 BRACES = re.compile(r"\\.|[{}]", re.DOTALL)
 SINGLE_BACKSLASH = re.compile(r'\\(?:\\|"|u[0-9a-fA-F]{4}|(?=[a-zA-Z]{2})|.)', re.DOTALL)
@@ -82,8 +83,8 @@ def last_number(text: str) -> str | None:
 
 
 def ending(text: str) -> str | None:
-    """The end of the text, as it is: what in it is the answer is left to the one who reads it."""
-    return text[-LONGEST:].strip() or None
+    """The last paragraph, as it is: what in it is the answer is left to the one who reads it."""
+    return text[-LONGEST:].rstrip().rpartition("\n\n")[2][-PARAGRAPH:].strip() or None
 
 
 def whole(text: str) -> str | None:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from fuserl.errors import FuserlError
 from fuserl.records.schema import PromptGroup
 from fuserl.rewards import unit_tests
 from fuserl.rewards.described import described
@@ -58,6 +59,7 @@ class CodeScorer:
         self.limits = Limits(**limits).checked(f"`rewards.{name}.limits`")
         self.workers = number_of_workers(workers, f"`rewards.{name}.workers`")
         self.cell: Cell = find(allow_unsafe=allow_unsafe_code)
+        self._check(name)
         if not self.cell.safe:
             say(
                 "WARNING: there is no sandbox: programs written by models run with all your rights (allow_unsafe_code=true)"
@@ -85,12 +87,24 @@ class CodeScorer:
     def close(self) -> None:
         """Cells are given back as each program ends."""
 
+    def _check(self, name: str) -> None:
+        """Raises: FuserlError: under these limits, with these imports, not even a program of one line is right."""
+        found = self._tried(self._program("def f(): return 1"), Calls(tests="assert f() == 1", entry_point="f"))
+        if found.verdict != "right":
+            raise FuserlError(
+                f"a program of one line is not found right: {found.why}",
+                where=f"`rewards.{name}.imports` and `rewards.{name}.limits`",
+                hint="the imports must run with the standard library alone, within the limits",
+            )
+
+    def _program(self, text: str) -> Program:
+        return Program(text, "\n".join(self.imports))
+
     def _one(self, item: Item) -> Score | Failure:
         tests = self.tests(item.group)
         if tests is None:
             return Score(item.key, None, "unknown", {"why": "the group has no unit tests"})
-        program = Program(self.program(item.group, item.response), "\n".join(self.imports))
-        found = TROUBLE
+        program, found = self._program(self.program(item.group, item.response)), TROUBLE
         for pause in PAUSES:
             time.sleep(pause)
             found = self._tried(program, tests)

@@ -18,8 +18,8 @@ WORD = re.compile(r"\w+")
 TOKEN = re.compile(r"[^\W_]+(?:[-./&’'][^\W_]+)*")
 SENTENCE_END = re.compile(r"[.!?]+[\"'”’)\]*_]*(?=\s|$)")
 LAST_WORD = re.compile(r"[\w.]*$")
-ABBREVIATIONS = set(
-    [
+ABBREVIATIONS = {
+    *(
         "mr",
         "mrs",
         "ms",
@@ -33,21 +33,14 @@ ABBREVIATIONS = set(
         "inc",
         "ltd",
         "co",
-        "no",
         "rev",
         "gen",
         "sen",
         "rep",
         "gov",
-        "e.g",
-        "i.e",
-        "u.s",
-        "p.s",
-        "p.p.s",
-        "a.m",
-        "p.m",
-    ]
-)
+    ),
+    *("e.g", "i.e", "u.s", "p.s", "p.p.s", "a.m", "p.m"),
+}
 PROMISED = ("My answer is yes.", "My answer is no.", "My answer is maybe.")  # of `constrained_response`
 READ = 2000  # characters from which a language is known
 

@@ -16,10 +16,11 @@ Made = TypeVar("Made")
 def in_parallel(work: Callable[[Given], Made], items: Iterable[Given], workers: int) -> Iterator[Made]:
     """`work(item)` for every item, as they come; items are drawn as hands are free, two a worker at most.
 
-    What `work` raises is raised here, once what is in hand is done; nothing more is drawn then.
+    What `work` raises is raised here, once what has begun is done; nothing more is drawn or begun then.
     """
-    with ThreadPoolExecutor(workers) as pool:
-        held: set[Future[Made]] = set()
+    pool = ThreadPoolExecutor(workers)
+    held: set[Future[Made]] = set()
+    try:
         for item in items:
             held.add(pool.submit(work, item))
             if len(held) >= 2 * workers:
@@ -28,6 +29,8 @@ def in_parallel(work: Callable[[Given], Made], items: Iterable[Given], workers: 
         while held:
             done, held = wait(held, return_when=FIRST_COMPLETED)
             yield from (future.result() for future in done)
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
 
 
 def number_of_workers(asked: int | str, where: str) -> int:

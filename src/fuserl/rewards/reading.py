@@ -16,8 +16,8 @@ DELIMITERS = re.compile(r"^(?:\$\$?|\\\(|\\\[)\s*|\s*(?:\$\$?|\\\)|\\\])$")
 DEGREES = re.compile(r"\s*(?:°|\^\s*\{?\s*\\circ\s*\}?)(?:\s*[CF]\b)?")
 PERCENT = re.compile(r"(?<!\\)%")
 COMMAND = re.compile(r"\\(?:text|mathrm|textbf|mathbf|operatorname)\s*\{[^{}]{0,200}\}|\\[a-zA-Z]+")
-WORD = re.compile(r"[^\W\d_]{2,}")
-KNOWN = {"sqrt", "pi", "sin", "cos", "tan", "cot", "log", "ln", "exp", "inf", "or", "and", "mod"}
+WORD = re.compile(r"(?<![\w)}^])[^\W\d_]{2,}(?![\w^(])|(?<=\d)(?:[kcm]m|[km]g|m[lL]|lbs?|ft|oz|hrs?|[ap]m|mph)\b")
+KNOWN = {"sqrt", "pi", "sin", "cos", "tan", "cot", "log", "ln", "exp", "inf", "or", "and", "mod", "dx", "dy", "dt"}
 NUMBER = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+)?")
 
 
@@ -37,10 +37,10 @@ def tidy(text: str) -> str:
 
 
 def words(text: str) -> list[str]:
-    """Words of a natural language: two letters or more, outside of LaTeX's commands.
+    """Words of a natural language: two letters or more that are no LaTeX command and no product; and glued units.
 
-    >>> words(r"10 miles per hour"), words(r"\\frac{1}{2} \\text{ cups}"), words("12-10d")
-    (['miles', 'per', 'hour'], [], [])
+    >>> words("10 miles per hour"), words("10km"), words("12-10d"), words("2ab+c"), words("3 dx")
+    (['miles', 'per', 'hour'], ['km'], [], [], [])
     """
     return [word for word in WORD.findall(COMMAND.sub(" ", text)) if word.lower() not in KNOWN]
 
