@@ -10,7 +10,7 @@ import pytest
 import torch
 import transformers
 
-from fuserl.models import continuous
+from fuserl.models import continuous, table
 from fuserl.models.continuous import Decoder, Wanted
 from fuserl.models.drawing import Drawing
 from fuserl.models.generate import sample
@@ -177,6 +177,19 @@ def test_a_prompt_is_computed_once_for_all_its_samples():
     answered(model, [Wanted(prompt, 4, Drawing(), seed, seed) for seed in range(6)], 1000)
     assert given[0] == (1, len(prompt))
     assert given[1] == (6, 1)
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2"])
+def test_long_prompts_are_computed_piece_by_piece(name, monkeypatch):
+    model, wanted = model_called(name), mixed()
+    whole = answered(model, wanted, 400)
+    monkeypatch.setattr(table, "CHUNK", 4)
+    widest = []
+    model.register_forward_pre_hook(
+        lambda _, args, kwargs: widest.append(kwargs["input_ids"].shape[1]), with_kwargs=True
+    )
+    assert answered(model, wanted, 400) == whole
+    assert max(widest) == 4
 
 
 def test_prompts_of_unlike_lengths_are_begun_apart():

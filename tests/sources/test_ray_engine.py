@@ -149,3 +149,8 @@ def test_without_ray_the_install_line_is_said(monkeypatch, tmp_path):
     with pytest.raises(FuserlError, match="`ray`") as error:
         started(echoing(tmp_path))
     assert "pip install 'fuserl[ray]'" in error.value.hint
+
+
+def test_there_is_an_actor_at_least(tmp_path):
+    with pytest.raises(FuserlError, match="`actors` is 0"):
+        started(echoing(tmp_path), actors=0)

@@ -159,3 +159,9 @@ def test_a_temperature_near_zero_is_raised_as_vllm_does(ready):
     asked = [replace(one, sampling=Sampling(max_tokens=3, temperature=1e-4)) for one in requests(source(), samples=1)]
     got = answers(ready, asked)
     assert {answer.sampling["temperature"] for answer in got.values()} == {0.01}
+
+
+@pytest.mark.parametrize("value", [0, -1])
+def test_a_batch_holds_a_number_of_tokens(value):
+    with pytest.raises(FuserlError, match="`batch_tokens` is"):
+        TransformersEngine(source(), batch_tokens=value, device="cpu")

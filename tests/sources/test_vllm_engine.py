@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 from fuserl.errors import FuserlError
 from fuserl.records.schema import Message
 from fuserl.sources.protocol import Answer, Failure, Request, Sampling
+from fuserl.sources.requirements import require_counts
 from fuserl.sources.source import Source
 
 TARGET = kit.ROOT / "src/fuserl/miniature/target"
@@ -200,3 +201,16 @@ def test_without_vllm_the_install_line_is_said(monkeypatch):
     with pytest.raises(FuserlError, match="`vllm`") as error:
         started()
     assert "pip install 'fuserl[vllm]'" in error.value.hint
+
+
+@pytest.mark.parametrize("settings", [{"in_flight": 0}, {"tensor_parallel_size": -1}], ids=str)
+def test_counts_are_looked_at_before_anything_starts(settings):
+    with pytest.raises(FuserlError, match="whole number, 1 or more") as error:
+        started(**settings)
+    assert next(iter(settings)) in error.value.where
+
+
+@pytest.mark.parametrize("value", [0, 1.5, None, True, "8"])
+def test_what_counts_is_a_whole_number(value):
+    with pytest.raises(FuserlError, match=f"`block` is {value!r}"):
+        require_counts(actors=1, block=value)

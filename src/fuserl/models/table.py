@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer
 
+CHUNK = 4096  # columns of prompts computed in one forward: masks are as large as its square
 ROOM = 16  # columns to come, at least, when keys and values are laid out
 
 
@@ -48,7 +49,12 @@ class Runner:
         start = [width - len(prompt) for prompt in prompts]
         rows = [[prompt[0]] * left + list(prompt) for left, prompt in zip(start, prompts, strict=True)]
         ids = torch.tensor(rows, device=self.device)
-        return self._run(start, ids, ids, Cache(layer_class_to_replicate=Columns) if self.mixes else None)
+        if not self.mixes:
+            return self._run(start, ids, ids, None)
+        table = self._run(start, ids[:, :CHUNK], ids[:, :CHUNK], Cache(layer_class_to_replicate=Columns))
+        for end in range(2 * CHUNK, width + CHUNK, CHUNK):
+            table = self._run(start, ids[:, :end], ids[:, end - CHUNK : end], table.cache)
+        return table
 
     def advance(self, table: Table, tokens: Int[Tensor, " B"]) -> Table:
         """One more column."""

@@ -15,8 +15,8 @@ from itertools import islice
 from typing import Any
 
 from fuserl.errors import FuserlError
-from fuserl.sources.extras import needed
 from fuserl.sources.protocol import Answer, Engine, Failure, Request
+from fuserl.sources.requirements import needed, require_counts
 from fuserl.sources.source import Source
 
 PAUSE = 0.5  # seconds for which an actor collects answers before it sends them
@@ -74,6 +74,7 @@ class RayEngine:
         restarts: int,
         address: str | None,
     ) -> None:
+        require_counts(actors=actors, block=block)
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         self.ray = needed("ray", "ray")
         self.make, self.block, self.restarts = partial(engine, source), block, restarts

@@ -15,6 +15,7 @@ from fuserl.models.drawing import Drawing
 from fuserl.models.load import check_vocabulary, load_policy
 from fuserl.sources.protocol import Answer, Failure, Request
 from fuserl.sources.rendering import rendering_of
+from fuserl.sources.requirements import require_counts
 from fuserl.sources.source import Source
 
 COLDEST = 0.01  # vLLM raises temperatures above 0 to this
@@ -35,6 +36,7 @@ class TransformersEngine:
     """
 
     def __init__(self, source: Source, *, batch_tokens: int, device: str) -> None:
+        require_counts(batch_tokens=batch_tokens)
         self.rendering = rendering_of(source)
         check_vocabulary(source.path, self.rendering.template.tokenizer)
         model = load_policy(

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from fuserl.errors import FuserlError
-from fuserl.sources.extras import needed
 from fuserl.sources.protocol import Answer, Failure, Request, Sampling
 from fuserl.sources.rendering import rendering_of
+from fuserl.sources.requirements import needed, require_counts
 from fuserl.sources.source import Source
 
 PARAMETERS = (*(field.name for field in fields(Sampling)), "seed")
@@ -47,6 +47,7 @@ class VllmEngine:
         in_flight: int,
         options: Mapping[str, Any],
     ) -> None:
+        require_counts(tensor_parallel_size=tensor_parallel_size, in_flight=in_flight)
         for name, value in QUIET.items():
             os.environ.setdefault(name, value)
         self.vllm, self.in_flight = needed("vllm", "vllm"), in_flight
