@@ -41,8 +41,8 @@ def digest(text: str, space: str = "") -> bytes:
 
 
 @cache
-def kinds() -> UInt8[np.ndarray, 1114112]:
-    """The kind of every Unicode character, by its number. A quarter of a second, once."""
+def kinds() -> UInt8[np.ndarray, " characters"]:
+    """The kind of each of the 1,114,112 Unicode characters, by its number. A quarter of a second, once."""
     found = np.fromiter(
         (_KINDS.get(unicodedata.category(chr(code))[0], NOTHING) for code in range(sys.maxunicode + 1)), np.uint8
     )
