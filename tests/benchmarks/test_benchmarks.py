@@ -175,3 +175,9 @@ def test_a_bad_prediction_is_refused(factor, fits):
         return
     with pytest.raises(AssertionError, match="a case: step"):
         plan_memory.check(found, 0.15)
+
+
+def test_sampling_is_measured_beside_equal_greedy_answers(tmp_path):
+    text = run_script("sampling", tmp_path, "--samples", "2")
+    assert "60 prompts x 2 samples" in text
+    assert "| as they come, padded |" in text
