@@ -88,5 +88,5 @@ def test_stored_empty_answers_are_kept_refused_or_left_out(tmp_path):
     assert left.responses == (full,)
     assert len(report.skipped) == 1
     write_groups([replace(group, responses=(Response("s", "", 0),))], tmp_path / "empty")
-    with pytest.raises(FuserlError, match="no usable response"):
+    with pytest.raises(FuserlError, match="empty answers alone"):
         list(read_groups(tmp_path / "empty"))

@@ -328,7 +328,7 @@ def test_empty_answers_are_kept_as_they_came_and_counted(ask, capfd):
     groups = ask(TWO, "+engine.says={_target_:answering.silent,_partial_:true}")
     assert {response.text for group in groups for response in group.responses} == {""}
     assert manifest().extra["sources"]["a"]["counts"]["empty"] == 8
-    with pytest.raises(FuserlError, match="no usable response"):
+    with pytest.raises(FuserlError, match="empty answers alone"):
         list(read_groups("out"))
 
 

@@ -165,7 +165,7 @@ def _as_needed(group: PromptGroup, *, skip: bool, needs: Needs) -> RowResult:
     empty = [f"`responses[{n}].text` is empty" for n, r in enumerate(group.responses) if not r.text.strip()]
     kept = tuple(response for response in group.responses if response.text.strip())
     if not kept:
-        raise BadField("responses", "holds no usable response")
+        raise BadField("responses", "holds empty answers alone; `fuserl select` drops such prompts")
     if empty and not skip:
         raise BadField("responses", f"holds empty answers ({empty[0]}); `fuserl select` drops them")
     return RowResult(replace(group, responses=kept), empty)
