@@ -37,6 +37,7 @@ class TransformersEngine:
 
     def __init__(self, source: Source, *, batch_tokens: int, device: str) -> None:
         require_counts(batch_tokens=batch_tokens)
+        transformers.utils.logging.disable_progress_bar()  # the verb has its own
         self.rendering = rendering_of(source)
         check_vocabulary(source.path, self.rendering.template.tokenizer)
         model = load_policy(
