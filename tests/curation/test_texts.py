@@ -47,7 +47,9 @@ def test_words_are_the_text_without_what_separates_them(text):
     separators = {sign for sign in small if unicodedata.category(sign)[0] in "ZC"}
     assert "".join(words(small)) == "".join(sign for sign in small if sign not in separators)
     assert all(words(small))
-    assert words(small, symbols=False) == [word for word in words(small) if unicodedata.category(word[0])[0] not in "PS"]
+    assert words(small, symbols=False) == [
+        word for word in words(small) if unicodedata.category(word[0])[0] not in "PS"
+    ]
 
 
 @given(st.text(st.characters(codec="ascii")))
