@@ -24,6 +24,7 @@ from fuserl.rewards.protocol import Item, Score, Scorer
 from fuserl.sources.protocol import Failure
 from fuserl.terminal import bar
 
+ENCODE = json.JSONEncoder(sort_keys=True, default=str).encode
 KINDS = 100  # kinds of failures that are counted apart
 
 
@@ -152,4 +153,4 @@ def asked_of(name: str, node: Mapping[str, Any], folder: Path, cleaning: ExitSta
 
 
 def _digest(content: Any) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:32]
+    return hashlib.sha256(ENCODE(content).encode()).hexdigest()[:32]
