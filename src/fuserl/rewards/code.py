@@ -11,7 +11,7 @@ from typing import Any
 from fuserl.errors import FuserlError
 from fuserl.records.schema import PromptGroup
 from fuserl.rewards import unit_tests
-from fuserl.rewards.described import described
+from fuserl.rewards.described import described, direct
 from fuserl.rewards.parallel import in_parallel, number_of_workers
 from fuserl.rewards.programs import Extract
 from fuserl.rewards.protocol import Item, Score
@@ -55,8 +55,9 @@ class CodeScorer:
         allow_unsafe_code: bool,
         name: str = "code",
     ) -> None:
-        self.name, self.program, self.tests, self.imports = name, program, tests, list(imports)
-        self.limits = Limits(**limits).checked(f"`rewards.{name}.limits`")
+        self.name, self.imports = name, list(imports)
+        self.program, self.tests = direct(program), direct(tests)
+        self.limits = Limits.of(limits, f"`rewards.{name}.limits`")
         self.workers = number_of_workers(workers, f"`rewards.{name}.workers`")
         self.cell: Cell = find(allow_unsafe=allow_unsafe_code)
         self._check(name)

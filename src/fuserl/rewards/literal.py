@@ -9,7 +9,7 @@ from typing import Any
 
 from fuserl.records.schema import PromptGroup
 from fuserl.rewards.answers import Answer
-from fuserl.rewards.described import described
+from fuserl.rewards.described import described, direct
 from fuserl.rewards.protocol import Item, Score
 
 QUOTES = "'\""
@@ -25,7 +25,7 @@ class LiteralScorer:
     """
 
     def __init__(self, *, answer: Answer, gold: Callable[[PromptGroup], str | None], name: str = "literal") -> None:
-        self.name, self.answer, self.gold = name, answer, gold
+        self.name, self.answer, self.gold = name, direct(answer), direct(gold)
 
     def identity(self) -> Mapping[str, Any]:
         """How answers are found."""

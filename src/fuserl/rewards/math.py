@@ -9,7 +9,7 @@ from typing import Any
 from fuserl.errors import FuserlError
 from fuserl.records.schema import PromptGroup
 from fuserl.rewards.answers import Answer
-from fuserl.rewards.described import described
+from fuserl.rewards.described import described, direct
 from fuserl.rewards.parallel import in_parallel, number_of_workers
 from fuserl.rewards.protocol import Item, Score
 from fuserl.rewards.workers import NotStarted, Unanswered, Workers
@@ -47,7 +47,7 @@ class MathScorer:
         workers: int | str,
         name: str = "math",
     ) -> None:
-        self.name, self.answer, self.gold = name, answer, gold
+        self.name, self.answer, self.gold = name, direct(answer), direct(gold)
         for setting, value, least in (("timeout_seconds", timeout_seconds, 0.1), ("memory_mb", memory_mb, 512)):
             if isinstance(value, bool) or not isinstance(value, int | float) or not value >= least:
                 raise FuserlError(

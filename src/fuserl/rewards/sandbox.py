@@ -11,8 +11,8 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from functools import cache
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -44,21 +44,22 @@ class Limits:
     scratch_mb: int  # its folder /tmp, in memory; also the size of any one file
     output_mb: int  # of standard output; more and it is stopped
 
-    def checked(self, where: str) -> Limits:
-        """Itself.
+    @classmethod
+    def of(cls, given: Mapping[str, Any], where: str) -> Limits:
+        """Limits as they stand in the configuration.
 
         Raises:
-            FuserlError: a limit is no positive number, or no whole one where only whole ones are kept.
+            FuserlError: one is missing or unknown, or no positive number, or no whole one where only whole ones count.
         """
-        for name, value in asdict(self).items():
-            whole = name == "wall_seconds" or isinstance(value, int)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not whole or not 0 < value < 1 << 20:
-                raise FuserlError(
-                    f"{value!r} is no limit",
-                    where=f"{where}.{name}",
-                    hint="give a whole number from 1, in the unit of its name",
-                )
-        return self
+        names = {field.name for field in fields(cls)}
+        if odd := sorted(names ^ {*given}):
+            raise FuserlError(f"`{odd[0]}` is missing or unknown", where=where, hint=f"give {', '.join(sorted(names))}")
+        for name, value in given.items():
+            kinds = int | float if name == "wall_seconds" else int
+            if isinstance(value, bool) or not isinstance(value, kinds) or not 0 < value < 1 << 20:
+                hint = "give a whole number from 1, in the unit of its name"
+                raise FuserlError(f"{value!r} is no limit", where=f"{where}.{name}", hint=hint)
+        return cls(**given)
 
     def inside(self) -> dict[str, int]:
         """Those that a process takes upon itself before the program begins."""

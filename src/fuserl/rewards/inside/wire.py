@@ -159,7 +159,7 @@ READ: dict[str, Callable[[Any, Any], Any]] = {
     "frozenset": lambda content, part: frozenset(part(member) for member in content),
     "bytes": lambda content, _: bytes.fromhex(content),
     "bytearray": lambda content, _: bytearray.fromhex(content),
-    "complex": lambda content, _: complex(*content),
+    "complex": lambda content, _: complex(float(content[0]), float(content[1])),
     "range": lambda content, part: range(*(part(number) for number in content)),
     "fraction": lambda content, _: _fraction(content),
     "decimal": lambda content, _: _decimal(content),
