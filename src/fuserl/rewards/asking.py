@@ -44,6 +44,7 @@ class Asked:
     identity: Mapping[str, Any] = field(init=False)
     failures: Counter[str] = field(default_factory=Counter)  # what went wrong in this run, numbers left out
     failed: set[str] = field(default_factory=set)  # keys
+    lasting: int = 0  # failures that a repetition will not mend
     gave_up: bool = False  # too many failures in a row: not everything was asked
 
     def __post_init__(self) -> None:
@@ -134,6 +135,7 @@ class Asked:
         named = {"scorer": self.name, "prompt_id": prompt_id, "where": where}
         failed.write(json.dumps(named | {"what": failure.what, "passing": failure.passing}) + "\n")
         self.failed.add(failure.key)
+        self.lasting += not failure.passing
         kind = re.sub(r"\d+", "N", failure.what)
         self.failures[kind if kind in self.failures or len(self.failures) < KINDS else "other"] += 1
 

@@ -157,8 +157,11 @@ def _tell_failures(asked: Sequence[Asked], folder: Path, on_failure: str) -> Non
             say(f"{one.name}: asked no more after `give_up` failures in a row")
     number = sum(one.failures.total() for one in asked)
     if number and on_failure == "error":
+        again = "run the same command again, which asks for these alone"
+        if lasting := sum(one.lasting for one in asked):
+            again += f" ({lasting:,} would fail again)"
         raise FuserlError(
             f"{number:,} answers got no score; the scores of all others are kept",
             where=str(folder / "failures.jsonl"),
-            hint="run the same command again, which asks for these alone, or go on without them: `on_failure=leave_out`",
+            hint=f"{again}; or go on without them: `on_failure=leave_out`",
         )
