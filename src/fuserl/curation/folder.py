@@ -20,6 +20,7 @@ from fuserl.records.manifest import write_text_atomically
 from fuserl.settings import plain
 
 FREE = ("output",)  # settings that do not change what comes out
+OURS = (".lock", "inputs.json")  # what may be there before `config.yaml`
 
 
 class SelectFolder:
@@ -50,7 +51,7 @@ class SelectFolder:
         if self.config.exists():
             self._require_same_settings(config)
             self._require_same_inputs(contents)
-        elif any(path.name != ".lock" for path in self.path.iterdir()):
+        elif any(path.name not in OURS and path.suffix != ".part" for path in self.path.iterdir()):
             raise FuserlError(
                 "the folder holds something that `fuserl select` did not make",
                 where=str(self.path),

@@ -134,7 +134,7 @@ def _sorted(piles: Path, joined: Joined, facts: dict[str, Any]) -> Iterator[Prom
 def _join(groups: list[PromptGroup], joined: Joined) -> PromptGroup:
     """One group of those with one id; the first input says domain, reference and further fields where it has them."""
     first = groups[0]
-    for group in groups:
+    for group in groups[1:]:
         if prompt_digest(group.prompt) != prompt_digest(first.prompt):
             names = ", ".join(f"`{one.extra.get(INPUT)}`" for one in (first, group))
             raise FuserlError(
