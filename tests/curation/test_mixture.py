@@ -101,6 +101,19 @@ def test_a_part_that_is_not_there_is_an_error_that_names_what_is():
     assert "3 of `math`" in error.value.hint
 
 
+def test_a_domain_that_the_data_has_not_is_told_before_the_rules_take_their_time(tmp_path):
+    path = lay(prompts(math=10, code=10), tmp_path / "in.jsonl")
+    for setting, where in (
+        ("mixture.po={maths: 5}", "`mixture.po`"),
+        ("rules.refused.only=[maths]", "`rules.refused.only`"),
+    ):
+        with pytest.raises(FuserlError, match="has no domain") as error:
+            run(f"data.path={path}", f"output={tmp_path / where.strip('`')}", setting)
+        assert error.value.where == where
+        assert "10 prompts of `math`" in error.value.hint
+        assert not (tmp_path / where.strip("`") / "work" / "rules").exists()
+
+
 def test_the_report_says_what_was_asked_for_what_there_was_and_what_was_given(tmp_path, capsys):
     path = lay(prompts(math=100, code=100), tmp_path / "in.jsonl")
     folder = run(

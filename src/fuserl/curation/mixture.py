@@ -53,6 +53,11 @@ class Mixture:
             )
         return cls(by, None, dict(asked), total, repeat)
 
+    @property
+    def named(self) -> list[str]:
+        """The parts that some prompts are asked of."""
+        return sorted(name for name, number in (self.counts or self.shares or {}).items() if number)
+
     def part_of(self, group: PromptGroup) -> str:
         """The name that the group counts under."""
         return group.domain if self.by == "domain" else str(group.extra.get(INPUT, ""))
@@ -63,8 +68,7 @@ class Mixture:
         Raises:
             FuserlError: a part that is asked for is not there at all.
         """
-        named = self.counts or self.shares or {}
-        absent = sorted(name for name, number in named.items() if number and not there.get(name))
+        absent = [name for name in self.named if not there.get(name)]
         if absent:
             raise FuserlError(
                 f"no prompt of `{absent[0]}` is left for the mixture",
@@ -73,7 +77,7 @@ class Mixture:
             )
         if self.counts is not None:
             return dict(self.counts)
-        shares = {name: share for name, share in named.items() if share}
+        shares = {name: share for name, share in (self.shares or {}).items() if share}
         total = self.total or math.floor(min(there[name] / share for name, share in shares.items()) + 1e-9)
         return whole({name: total * share for name, share in shares.items()}, total)
 

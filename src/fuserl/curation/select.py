@@ -61,6 +61,7 @@ def _selected(plan: Planned, folder: SelectFolder, contents: Mapping[str, str], 
     """All steps in turn, each of which finds what it has done before."""
     work = folder.work
     facts = gather(plan.inputs, work / "groups")
+    _require_known_domains(plan, dict(facts["prompts"]))
     sifted = sift(plan.steps, work / "groups", work / "rules")
     same = together(work / "groups", lambda prompt_id: prompt_id not in sifted.gone, plan.same_side)
     splitting = Splitting(same, plan.validation_fraction)
@@ -71,6 +72,27 @@ def _selected(plan: Planned, folder: SelectFolder, contents: Mapping[str, str], 
     pairs = export_pairs(folder.path, lambda domain: plan.protocol(domain).po) if trl else {}
     _list_dropped(folder)
     return _report(plan, contents, facts, sifted, staged, steps, written) | {"trl_pairs": pairs}
+
+
+def _require_known_domains(plan: Planned, there: Mapping[str, int]) -> None:
+    """Mixtures and rules name domains that the data has; found before the rules take their time.
+
+    Raises:
+        FuserlError: one does not.
+    """
+    hint = (
+        f"the data has {', '.join(f'{number} prompts of `{excerpt(name)}`' for name, number in sorted(there.items()))}"
+    )
+    for side, mixture in plan.mixtures.items():
+        if mixture.by == "domain" and (unknown := sorted(name for name in mixture.named if name not in there)):
+            raise FuserlError(f"the data has no domain `{unknown[0]}`", where=f"`mixture.{side}`", hint=hint)
+    for step in plan.steps:
+        if step.domains and not step.domains & there.keys():
+            raise FuserlError(
+                f"the data has no domain that the rule `{step.name}` is for",
+                where=f"`rules.{step.name}.only`",
+                hint=hint,
+            )
 
 
 def _report(
