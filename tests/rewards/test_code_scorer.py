@@ -17,7 +17,7 @@ from fuserl.errors import FuserlError
 from fuserl.records.schema import Message, PromptGroup, Response
 from fuserl.rewards import code, programs, sandbox, seccomp, unit_tests
 from fuserl.rewards.code import CodeScorer
-from fuserl.rewards.inside.wire import Garbled, Line, decode, encode
+from fuserl.rewards.inside.wire import Closed, Garbled, Kept, Line, decode, encode
 from fuserl.rewards.parallel import in_parallel
 from fuserl.rewards.protocol import Item
 from fuserl.rewards.sandbox import Bare, Limits
@@ -358,17 +358,13 @@ VALUES = st.recursive(
 )  # fmt: skip
 
 
-def refuse(value):
-    raise AssertionError(value)
-
-
 @given(VALUES)
 def test_values_arrive_as_they_were_sent(value):
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        sender = threading.Thread(target=lambda: Line(ours.fileno()).send(encode(value, refuse)))
+        sender = threading.Thread(target=lambda: Line(ours.fileno()).send(encode(value, Kept())))
         sender.start()
-        arrived = decode(Line(theirs.fileno()).receive(), refuse)
+        arrived = decode(Line(theirs.fileno()).receive(), Kept())
         sender.join()
     assert arrived == value
     assert repr(arrived) == repr(value) or isinstance(value, dict | set | frozenset | list | tuple)
@@ -383,15 +379,41 @@ class Sly(int):
 
 def test_no_method_of_a_sent_value_survives():
     for value in (Sly(3), [Sly(3)], {"a": Sly(3)}, {Sly(3)}, Fraction(1, 3), Decimal("1.50")):
-        arrived = decode(encode(value, refuse), refuse)
+        arrived = decode(encode(value, Kept()), Kept())
         assert "Sly" not in repr(type(arrived)) + repr(arrived)
-    assert decode(encode(Sly(3), refuse), refuse) != 4
+    assert decode(encode(Sly(3), Kept()), Kept()) != 4
+
+
+@pytest.mark.parametrize("value", [print, object(), [len], {"a": Fraction}])
+def test_what_cannot_be_copied_is_kept_or_refused(value):
+    with pytest.raises(Garbled):
+        encode(value, Kept())
+
+
+@given(st.binary(max_size=60))
+def test_any_bytes_are_a_value_or_refused(message):
+    try:
+        value = decode(message, Kept())
+    except Garbled:
+        return
+    assert decode(encode(value, Kept()), Kept()) == value or value != value or "nan" in repr(value)
 
 
 @pytest.mark.parametrize(
     "message",
-    [{"int": "zz"}, {"set": [[]]}, {"dict": [1]}, {"range": ["a"]}, {"bytes": 5}, {"fraction": "1/0"}, {"complex": {}}],
-)
+    [b"", b"x", b"izz;", b"i5", b"s9:abc", b"s-1:abc", b"l3:N", b"S1:l0:", b"d1:l0:N", b"rNNN", b"q3:1/0", b"k0;", b"NN",
+     b"l1:" * 5000 + b"N", b"l99999999999:N", b"s1:\xff"],
+)  # fmt: skip
 def test_what_is_no_value_is_refused(message):
     with pytest.raises(Garbled):
-        decode(message, refuse)
+        decode(message, Kept())
+
+
+@pytest.mark.parametrize("said", [b"nothex!!", b"-0000001", b"ffffffff", b"00800001", b""])
+def test_what_is_no_message_is_refused(said):
+    ours, theirs = socket.socketpair()
+    with theirs:
+        with ours:
+            ours.sendall(said)
+        with pytest.raises((Garbled, Closed)):
+            Line(theirs.fileno()).receive()

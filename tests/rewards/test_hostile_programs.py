@@ -18,7 +18,7 @@ from fuserl.rewards.protocol import Item
 
 SECRET = "47b3-not-for-programs-91c2"
 TESTS = "assert f(2) == 40961\nassert f(3) == 51234\nassert f([1]) == {'a': (1, 2)}"
-MARKER = '{"verdict": "right", "why": ""}'
+MARKER = "=right "
 LIMITS = dict(cpu_seconds=1, wall_seconds=4, memory_mb=256, scratch_mb=8, output_mb=1)
 
 # Each defines f, which is never right: what the tests expect is nowhere to be guessed. {file}, {port}, {repository} and
@@ -106,7 +106,7 @@ CALLED = {
     "prints that it is right at exit": "import atexit\natexit.register(print, {marker!r})\ndef f(x): return x",
     "answers before it is asked": (
         "import os\nfor fd in range(3, 64):\n for _ in range(9):\n"
-        "  try: os.write(fd, b'{{\"value\": true}}\\n')\n  except OSError: pass\ndef f(x): return True"
+        "  try: os.write(fd, b'0000000fl3:s5:valueTd0:')\n  except OSError: pass\ndef f(x): return True"
     ),
     "answers with objects of its own": "class A:\n def __eq__(self, other): return True\ndef f(x): return A()",
     "answers with a number that equals all": (

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import select
 import signal
@@ -15,11 +14,13 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import IO, Any
 
+from fuserl.rewards.inside.wire import Kept, encode
 from fuserl.rewards.sandbox import Cell, Limits, Running
 
 GRACE = 0.5  # seconds in which a process that has closed its files should be gone
 LOOK = 0.05  # seconds between looks at how many files there are
 FILES = 2000  # in a program's folder; an empty one takes about 2 kB of the kernel's memory
+VERDICTS = ("right", "wrong", "unknown", "trouble")
 CLOSED, LATE = "", "timeout"  # why a process was stopped: it was not; it took too long, also of CPU time
 OUT_OF_CPU = (
     -signal.SIGXCPU,
@@ -126,7 +127,7 @@ def _running(
     cell: Cell, module: str, numbers: Sequence[int], job: dict[str, Any], limits: Limits, **handles: Any
 ) -> Iterator[Running]:
     """A process with its job in an open file; killed at the end, with all that is in its cell."""
-    with _file(json.dumps(job).encode()) as file:
+    with _file(encode(job, Kept())) as file:
         running = cell.start(module, [file.fileno(), *numbers], limits, **handles)
     try:
         yield running
@@ -172,8 +173,6 @@ def _exit_code(running: Running) -> int | None:
 
 def _verdict(lines: list[bytes]) -> Finding | None:
     """The judge's last word, if it came to it."""
-    for line in reversed(lines):
-        if line.startswith(b"{"):
-            said = json.loads(line)
-            return Finding(said["verdict"], said["why"])
-    return None
+    said = next((line.decode(errors="replace") for line in reversed(lines) if line.startswith(b"=")), "")
+    verdict, _, why = said.removeprefix("=").partition(" ")
+    return Finding(verdict, why) if verdict in VERDICTS else None

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import builtins
-import operator
 import sys
-import types
-from collections.abc import Callable
-from typing import Any
+from types import ModuleType
 
 from fuserl.rewards.inside import start
-from fuserl.rewards.inside.wire import Closed, Garbled, Line, decode, encode
+from fuserl.rewards.inside.wire import Closed, Garbled, Kept, Line, decode, encode
 
 CHANGEABLE = (list, dict, set, bytearray)  # arguments that a call may change in place
-OPERATIONS: dict[str, Callable[..., Any]] = {
+OPERATIONS = {
     "call": lambda function, *arguments, **named: function(*arguments, **named),
-    "value": lambda value: value,
     "attribute": getattr,
-    "item": operator.getitem,
+    "item": lambda value, key: value[key],
     "length": len,
     "truth": bool,
     "iterate": iter,
@@ -25,67 +21,66 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
 }
 
 
-class Guest:
+class Guest(Kept):
     """A program, its names, and the objects of its own that the judge has been told of."""
 
-    def __init__(self, module: types.ModuleType) -> None:
-        self.module, self.kept = module, []
+    def __init__(self, module: ModuleType) -> None:
+        self.module, self.told = module, []
 
-    def answer(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Do what is asked: an operation on decoded arguments, whose changes are told too."""
-        arguments = [decode(value, self.find) for value in request["arguments"]]
-        named = {name: decode(value, self.find) for name, value in request.get("named", {}).items()}
-        value = OPERATIONS[request["operation"]](*arguments, **named)
-        changed = {
-            str(index): after
-            for index, argument in enumerate(arguments)
-            if isinstance(argument, CHANGEABLE)
-            and (after := encode(argument, self.keep)) != request["arguments"][index]
-        }
-        return {"value": encode(value, self.keep), "changed": changed}
+    def number(self, value: object) -> int:
+        """A new one each time: that two are the same is not said."""
+        self.told.append(value)
+        return len(self.told) - 1
 
-    def keep(self, value: Any) -> dict[str, Any]:
-        """A number for an object that cannot be copied."""
-        self.kept.append(value)
-        return {"object": len(self.kept) - 1}
+    def kept(self, number: int) -> object:
+        """One that the judge was told of."""
+        return self.told[number]
 
-    def find(self, message: dict[str, Any]) -> Any:
-        """The object of a number, or what a name stands for."""
-        return self.module.__dict__[message["name"]] if "name" in message else self.kept[message["object"]]
+    def answer(self, request: bytes) -> bytes:
+        """Do what is asked: an operation on copies of its arguments, whose changes are told too."""
+        asked = decode(request, self)
+        assert isinstance(asked, dict)
+        if asked["operation"] == "name":
+            return encode(["value", self.module.__dict__[asked["arguments"][0]], {}], self)
+        arguments = asked["arguments"]
+        before = {n: encode(one, self) for n, one in enumerate(arguments) if isinstance(one, CHANGEABLE)}
+        value = OPERATIONS[asked["operation"]](*arguments, **asked["named"])
+        changed = {n: arguments[n] for n, was in before.items() if encode(arguments[n], self) != was}
+        return encode(["value", value, changed], self)
 
 
-def prepared(work: dict[str, Any], name: str) -> types.ModuleType:
+def prepared(work: dict, name: str) -> ModuleType:
     """A module of this name with the job's imports done; interactive Python's names are there too."""
     builtins.exit = builtins.quit = sys.exit  # type: ignore[assignment]
     sys.argv = ["program"]
-    module = sys.modules[name] = types.ModuleType(name)
+    module = sys.modules[name] = ModuleType(name)
     exec(work["imports"], module.__dict__)
     return module
 
 
-def run(work: dict[str, Any], module: types.ModuleType) -> None:
+def run(work: dict, module: ModuleType) -> None:
     """Run the job's program in its module."""
     exec(compile(work["program"], "program.py", "exec", dont_inherit=True), module.__dict__)
 
 
-def told(error: BaseException) -> dict[str, Any]:
+def raised(error: BaseException) -> bytes:
     """An exception as a message; its text may itself be a trap."""
     try:
         text = str(error)[:300]
     except BaseException:
         text = ""
-    return {"raised": [type(error).__name__, text]}
+    return encode(["raised", type(error).__name__, text], Kept())
 
 
-def serve(line: Line, work: dict[str, Any]) -> None:
+def serve(line: Line, work: dict) -> None:
     """Load the program, say what it defines, answer until nobody asks."""
     guest = Guest(prepared(work, "program"))
-    line.send({"ready": True})
+    line.send(encode(["ready"], guest))
     try:
         run(work, guest.module)
-        reply = {"names": [name for name in guest.module.__dict__ if isinstance(name, str)]}
+        reply = encode(["names", [name for name in guest.module.__dict__ if isinstance(name, str)]], guest)
     except BaseException as error:
-        line.send(told(error))
+        line.send(raised(error))
         return
     while True:
         line.send(reply)
@@ -93,7 +88,7 @@ def serve(line: Line, work: dict[str, Any]) -> None:
         try:
             reply = guest.answer(request)
         except BaseException as error:
-            reply = told(error)
+            reply = raised(error)
 
 
 def main(descriptor: int) -> None:

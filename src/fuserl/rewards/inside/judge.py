@@ -7,15 +7,13 @@ of basic types, so `==` here is Python's own, whatever the program makes of it.
 from __future__ import annotations
 
 import builtins
-import json
 import os
-import types
-from collections.abc import Callable, Iterator
-from contextlib import suppress
-from typing import Any
+from types import CodeType
 
 from fuserl.rewards.inside import start
-from fuserl.rewards.inside.wire import Closed, Garbled, Line, decode, encode
+from fuserl.rewards.inside.wire import Closed, Garbled, Kept, Line, decode, encode
+
+NONSENSE = "the program's process talks nonsense"
 
 
 class Over(BaseException):
@@ -30,69 +28,64 @@ class ProgramError(Exception):
     """An exception of the program that is no built-in one."""
 
 
-class Asking:
+class Asking(Kept):
     """The guest, seen from here."""
 
-    def __init__(self, line: Line, tell_answered: Callable[[], object]) -> None:
-        self.line, self.tell_answered = line, tell_answered
-        self.answered = False  # to a call of a test
+    def __init__(self, line: Line, wanted: int) -> None:
+        self.line, self.wanted = line, wanted
+        self.answered = False  # to a call of a test; told at once to whoever wants the verdict, at `wanted`
         self.over = self.cannot_tell = ""  # why; tests may swallow the exception
 
-    def expect(self) -> dict[str, Any]:
-        """The next message.
+    def expect(self, kinds: dict[str, int]) -> list:
+        """The next message: a list that begins with its kind.
+
+        Args:
+            kinds: those that may come, and how long each is.
 
         Raises:
-            Over: none comes, or it is no message.
+            Over: none comes, or another.
         """
         try:
-            message = self.line.receive()
+            message = decode(self.line.receive(), self)
         except Closed:
             raise self.is_over("the program's process ended") from None
         except (Garbled, MemoryError) as error:
-            raise self.is_over(f"the program's process talks nonsense: {error}") from None
-        if not isinstance(message, dict):
-            raise self.is_over("the program's process talks nonsense")
+            raise self.is_over(f"{NONSENSE}: {error}") from None
+        if not isinstance(message, list) or not message or kinds.get(str(message[0])) != len(message):
+            raise self.is_over(NONSENSE)
         return message
 
-    def do(self, operation: str, *arguments: Any, **named: Any) -> Any:
+    def do(self, operation: str, *arguments, **named):
         """Have the guest do something; an exception of the program is raised here, changed arguments are changed here."""
-        request = {
-            "operation": operation,
-            "arguments": [encode(value, self.keep) for value in arguments],
-            "named": {name: encode(value, self.keep) for name, value in named.items()},
-        }
         try:
-            self.line.send(request)
+            self.line.send(encode({"operation": operation, "arguments": list(arguments), "named": named}, self))
         except Closed:
             raise self.is_over("the program's process ended") from None
         except Garbled as error:
-            raise self.stuck(f"an argument is too large: {error}") from None
-        message = self.expect()
+            raise self.stuck(f"a test hands over {error}") from None
+        kind, *content = self.expect({"value": 3, "raised": 3})
         if operation == "call" and not self.answered:
             self.answered = True
-            self.tell_answered()
+            os.write(self.wanted, b"answered\n")
+        if kind == "raised":
+            raise _error(*map(str, content), may_stop=operation == "next")
+        value, changed = content
         try:
-            if "raised" in message:
-                raise _error(message["raised"], may_stop=operation == "next")
-            for index, after in message.get("changed", {}).items():
-                _change(arguments[int(index)], decode(after, self.find))
-            return decode(message["value"], self.find)
-        except (Garbled, KeyError, IndexError, ValueError, RecursionError, MemoryError) as error:
-            if getattr(error, "of_program", False):
-                raise
-            raise self.is_over(f"the program's process talks nonsense: {type(error).__name__}") from None
+            for number, after in changed.items():
+                _change(arguments[number], after)
+        except Exception as error:  # no such argument, of another type, ...
+            raise self.is_over(f"{NONSENSE}: {type(error).__name__}") from None
+        return value
 
-    def keep(self, value: Any) -> dict[str, Any]:
+    def number(self, value: object) -> int:
         """Only the guest's own objects may travel back."""
         if isinstance(value, Away):
-            return object.__getattribute__(value, "_where")
-        raise self.stuck(f"a test hands over a {type(value).__name__}")
+            return object.__getattribute__(value, "_number")
+        raise Garbled(f"a {type(value).__name__}")
 
-    def find(self, message: dict[str, Any]) -> Away:
+    def kept(self, number: int) -> object:
         """An object that stayed in the guest."""
-        if set(message) != {"object"} or not isinstance(message["object"], int):
-            raise Garbled("no value")
-        return Away(self, message)
+        return Away(self, number)
 
     def stuck(self, why: str) -> CannotTell:
         """Remember and return the exception."""
@@ -108,16 +101,16 @@ class Asking:
 class Away:
     """An object of the program that cannot be copied: calls, attributes and members are asked for, equality never."""
 
-    def __init__(self, asking: Asking, where: dict[str, Any]) -> None:
-        self._asking, self._where = asking, where
+    def __init__(self, asking: Asking, number: int) -> None:
+        self._asking, self._number = asking, number
 
-    def __call__(self, *arguments: Any, **named: Any) -> Any:
+    def __call__(self, *arguments: object, **named: object) -> object:
         return self._asking.do("call", self, *arguments, **named)
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> object:
         return self._asking.do("attribute", self, name)
 
-    def __getitem__(self, key: Any) -> Any:
+    def __getitem__(self, key: object) -> object:
         return self._asking.do("item", self, key)
 
     def __len__(self) -> int:
@@ -126,35 +119,35 @@ class Away:
     def __bool__(self) -> bool:
         return self._asking.do("truth", self) is True
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> object:
         return self._asking.do("iterate", self)
 
-    def __next__(self) -> Any:
+    def __next__(self) -> object:
         return self._asking.do("next", self)
 
     def __eq__(self, other: object) -> bool:
-        if isinstance(other, Away) and other._where != self._where:
+        if isinstance(other, Away) and other is not self:
             raise self._asking.stuck("a test compares two objects of the program's own classes")
-        return isinstance(other, Away)
+        return other is self
 
     def __hash__(self) -> int:
-        return hash(str(self._where))
+        return id(self)
 
 
-def _error(raised: Any, *, may_stop: bool = False) -> BaseException:
+def _error(name: str, text: str, *, may_stop: bool = False) -> BaseException:
     """The built-in exception of that name, or ours.
 
     StopIteration is Python's own only where an iterator may say it: from a call, it would end `all(map(check, cases))`
     early, and well.
     """
-    name, text = (
-        str(part)[:300] for part in (raised if isinstance(raised, list) and len(raised) == 2 else ("", raised))
-    )
+    name, text = name[:100], text[:300]
     kind = getattr(builtins, name, None)
     stops = (StopIteration, StopAsyncIteration)
     if isinstance(kind, type) and issubclass(kind, Exception) and (may_stop or not issubclass(kind, stops)):
-        with suppress(TypeError):  # those that take more than a text
+        try:
             return _marked(kind(text))
+        except TypeError:  # one that takes more than a text
+            pass
     return _marked(ProgramError(f"{name}: {text}" if text else name))
 
 
@@ -163,24 +156,24 @@ def _marked(error: Exception) -> Exception:
     return error
 
 
-def _change(argument: Any, after: Any) -> None:
+def _change(argument: object, after: object) -> None:
     """Give a test's argument the content that the call left in the guest's copy."""
     if type(after) is not type(argument):
-        raise Garbled("an argument changed its type")
+        raise TypeError
     if isinstance(argument, list | bytearray):
-        argument[:] = after
+        argument[:] = after  # type: ignore[call-overload]
     elif isinstance(argument, dict | set):
         argument.clear()
-        argument.update(after)
+        argument.update(after)  # type: ignore[call-overload]
 
 
-def _names(code: types.CodeType) -> set[str]:
+def _names(code: CodeType) -> set[str]:
     """All names that a piece of code may look up outside itself (attributes too; one too many does no harm)."""
-    inner = (_names(constant) for constant in code.co_consts if isinstance(constant, types.CodeType))
+    inner = (_names(constant) for constant in code.co_consts if isinstance(constant, CodeType))
     return set(code.co_names).union(*inner)
 
 
-def judged(work: dict[str, Any], asking: Asking) -> tuple[str, str]:
+def judged(work: dict, asking: Asking) -> tuple[str, str]:
     """Verdict and reason. `trouble` as verdict: the sandbox failed, not the program."""
     try:
         return _judged(work, asking)
@@ -192,29 +185,28 @@ def judged(work: dict[str, Any], asking: Asking) -> tuple[str, str]:
         return _blame(error, asking, work["tests"])
 
 
-def _judged(work: dict[str, Any], asking: Asking) -> tuple[str, str]:
-    space: dict[str, Any] = {"__name__": "tests"}
+def _judged(work: dict, asking: Asking) -> tuple[str, str]:
+    space: dict = {"__name__": "tests"}
     try:
         exec(compile(work["setup"], "setup.py", "exec", dont_inherit=True), space)
         tests = compile(work["tests"], "tests.py", "exec", dont_inherit=True)
     except BaseException as error:
         return "unknown", f"the tests are broken: {_said(error)}"
     try:
-        if "ready" not in asking.expect():
-            return "trouble", "the program's process did not start"
+        asking.expect({"ready": 1})
     except Over:
         return "trouble", "the program's process did not start"
-    loaded = asking.expect()
-    if "raised" in loaded:
-        return "wrong", _said(_error(loaded["raised"]))
-    if not isinstance(loaded.get("names"), list):
-        raise asking.is_over("the program's process talks nonsense")
-    defined, entry = set(map(str, loaded["names"])), work["entry_point"]
+    kind, *content = asking.expect({"names": 2, "raised": 3})
+    if kind == "raised":
+        return "wrong", _said(_error(*map(str, content)))
+    if not isinstance(content[0], list):
+        raise asking.is_over(NONSENSE)
+    defined, entry = set(map(str, content[0])), work["entry_point"]
     if entry and entry not in defined:
         return "wrong", f"the program does not define {entry}"
     foreign = (_names(tests) & defined) - set(space) - set(dir(builtins))
     for name in sorted(foreign | ({entry} if entry else set())):
-        space[name] = asking.do("value", Away(asking, {"name": name}))
+        space[name] = asking.do("name", name)
     exec(tests, space)
     if work["check"]:
         space[work["check"]](space[entry])
@@ -258,6 +250,6 @@ def main(descriptor: int, channel: int) -> None:
     wanted = start.away(1)
     os.write(wanted, b"ready\n")
     work = start.job(descriptor)
-    verdict, why = judged(work, Asking(Line(channel), lambda: os.write(wanted, b"answered\n")))
-    os.write(wanted, json.dumps({"verdict": verdict, "why": why}).encode() + b"\n")
+    verdict, why = judged(work, Asking(Line(channel), wanted))
+    os.write(wanted, f"={verdict} {' '.join(why.split())}\n".encode(errors="replace"))
     os._exit(0)

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import os
 import resource
-from typing import Any
+
+from fuserl.rewards.inside.wire import Kept, decode
 
 MIB = 1 << 20
 OPEN_FILES = 64
 
 
-def job(descriptor: int) -> dict[str, Any]:
+def job(descriptor: int) -> dict:
     """Read the job from an open file, which is closed, and set this process's limits for good."""
     parts = []
     os.lseek(descriptor, 0, os.SEEK_SET)
-    while part := os.read(descriptor, 1 << 20):
+    while part := os.read(descriptor, MIB):
         parts.append(part)
     os.close(descriptor)
-    read = json.loads(b"".join(parts))
+    read = decode(b"".join(parts), Kept())
+    assert isinstance(read, dict)
     limit(**read["limits"])
     return read
 
