@@ -65,6 +65,11 @@ def test_a_second_start_finds_its_tokens(tmp_path):
     assert "| 320 | " in text
 
 
+def test_two_ways_of_batching_give_the_same_rewards(tmp_path):
+    text = run_script("reward_model", tmp_path, "--answers", "10", "--steps", "1", "--tasks", "humaneval_multi")
+    assert "| humaneval_multi | 10 |" in text
+
+
 def test_growth_beyond_linear_is_an_error():
     one, other = tokenising.Start(1.0, 10.0, 2, 9, "x"), tokenising.Start(2.0, 21.0, 4, 18, "y")
     tokenising.require_linear([16, 32], [one, other])
