@@ -102,6 +102,16 @@ def test_an_answer_depends_on_its_own_request_alone(name):
     assert answered(model, [wanted[place] for place in order], 150) == alone
 
 
+def test_a_row_that_is_over_asks_for_no_position_that_the_model_lacks():
+    """One answer ends at the model's last position, and its row stays while seven others go on."""
+    model = model_called("learned positions")
+    (long,) = prompts_of([40])
+    wanted = [Wanted(long, 8, Drawing(), 0, "long")]
+    wanted += [Wanted(long[:number], 40, Drawing(), number, number) for number in range(1, 8)]
+    got = answered(model, wanted, 10_000, stop_ids={kit.VOCABULARY})
+    assert [len(got[one.tag]) for one in wanted] == [8, *[40] * 7]
+
+
 def test_seeds_decide():
     model, prompt = kit.tiny_model(), prompts_of()[0]
     wanted = [Wanted(prompt, 12, Drawing(), seed, seed) for seed in range(20)]
