@@ -30,7 +30,7 @@ SPLITS = ("train", "validation", "test")
 COLUMNS = ("set", "verdicts", "agree", "share", "unknown", "seconds", "verdicts/s")
 FORM = """
 Every answer with a published verdict, by the scorers as their files in conf/ set them, {workers} at a time. Cells of `code` are
-bubblewrap's, a judge and a program each. Disagreements are listed in docs/verifiers.md, which was checked against this run.
+bubblewrap's, an examiner's and a program's each. Disagreements are listed in docs/verifiers.md, which was checked against this run.
 """
 
 
@@ -47,7 +47,7 @@ class Facts:
 
 @dataclass(frozen=True, order=True)
 class Disagreement:
-    """One answer that we judge otherwise."""
+    """One answer that we examiner otherwise."""
 
     prompt: str
     source: str  # and the number of its sample

@@ -1,4 +1,4 @@
-"""Programs are found in answers and judged by their tests, which never meet them."""
+"""Programs are found in answers and examined by their tests, which never meet them."""
 
 from __future__ import annotations
 
@@ -190,7 +190,7 @@ VERDICTS = [
 
 
 @pytest.mark.parametrize("cell", CELLS)
-def test_the_judge_finds_what_the_tests_say(cell):
+def test_the_examiner_finds_what_the_tests_say(cell):
     """In one go: a process takes its time to start."""
 
     def tried(case):
@@ -198,7 +198,7 @@ def test_the_judge_finds_what_the_tests_say(cell):
         calls = unit_tests.assertions(group(reference=tests)) or Calls(tests, entry_point="f")
         return case, by_calls(Program(program, "import math\nfrom typing import *"), calls, cell, LIMITS)
 
-    few = VERDICTS if cell.safe else VERDICTS[:8]  # the judge is the same
+    few = VERDICTS if cell.safe else VERDICTS[:8]  # the examiner is the same
     for (program, tests, verdict, why), found in in_parallel(tried, few, 3):
         assert found.verdict == verdict, (program, tests, found)
         assert why in found.why, (program, tests, found)
@@ -216,7 +216,7 @@ def test_helpers_that_the_task_defines_are_the_tasks_own():
 
 
 @pytest.mark.parametrize("cell", CELLS)
-def test_scripts_are_judged_by_what_they_print(cell):
+def test_scripts_are_examined_by_what_they_print(cell):
     cases = [Case("2 3\n", "5"), Case("4 5\n", "9\n")]
     script = "import sys\na, b = map(int, sys.stdin.readline().split())\nprint(a + b, ' ')\nprint()"
     assert by_cases(Program(script), cases, cell, LIMITS) == Finding("right")

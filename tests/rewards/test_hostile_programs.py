@@ -62,7 +62,7 @@ CALLED = {
         "import zlib\ndef f(x):\n a = zlib.compress(bytes(1 << 27))\n return zlib.decompress(a) + zlib.decompress(a)"
     ),
     "prints without end": "while True: print('x' * 4096)",
-    "talks to the judge without end": "import os\ndef f(x):\n while True:\n  for fd in range(3, 64):\n   try: os.write(fd, b'x' * 65536)\n   except OSError: pass",
+    "talks to the examiner without end": "import os\ndef f(x):\n while True:\n  for fd in range(3, 64):\n   try: os.write(fd, b'x' * 65536)\n   except OSError: pass",
     "deletes everything": TRIED
     + "import shutil\ndef f(x): tried(lambda: shutil.rmtree('/'), lambda: os.remove({file!r}))",
     "deletes the repository": TRIED + "import shutil\ndef f(x): tried(lambda: shutil.rmtree({repository!r}))",
@@ -78,7 +78,7 @@ CALLED = {
     "asks the world": "import socket\ndef f(x): return socket.create_connection(('1.1.1.1', 80), timeout=1)",
     "writes into the repository": "def f(x): return open({repository!r} + '/owned', 'w').write('x')",
     "writes over the interpreter": "import os\ndef f(x): return open(os.__file__, 'w').write('x')",
-    "writes where the judge lies": "def f(x): return open('/inside/fuserl/rewards/inside/judge.py', 'w').write('x')",
+    "writes where the examiner lies": "def f(x): return open('/inside/fuserl/rewards/inside/examiner.py', 'w').write('x')",
     "writes through a link": (
         "import os\nos.symlink({file!r}, '/tmp/a')\nos.symlink({repository!r}, '/tmp/b')\n"
         "def f(x):\n open('/tmp/a', 'w').write('x')\n return open('/tmp/b/owned', 'w').write('x')"
@@ -123,12 +123,12 @@ CALLED = {
     "raises an error that cannot be printed": "class E(Exception):\n def __str__(self): raise E\ndef f(x): raise E",
     "replaces AssertionError": "import builtins\nbuiltins.AssertionError = type('Quiet', (BaseException,), {{}})\ndef f(x): return x",
     "replaces built-ins": "import builtins\nfor n in ('all', 'any', 'isinstance', 'len', 'print'): setattr(builtins, n, lambda *a, **k: True)\ndef f(x): return True",
-    "replaces the judge": (
-        "from fuserl.rewards.inside import judge, wire\njudge.judged = judge._judged = lambda *a: ('right', '')\n"
-        "wire.decode = wire.encode = lambda *a: 40961\njudge.main = lambda *a: print({marker!r})\ndef f(x): return x"
+    "replaces the examiner": (
+        "from fuserl.rewards.inside import examiner, wire\nexaminer.examined = examiner._examined = lambda *a: ('right', '')\n"
+        "wire.decode = wire.encode = lambda *a: 40961\nexaminer.main = lambda *a: print({marker!r})\ndef f(x): return x"
     ),
-    "runs the judge itself": (
-        "import os\nfrom fuserl.rewards.inside import judge\ndef f(x):\n judge.main(0, 3)\n return x"
+    "runs the examiner itself": (
+        "import os\nfrom fuserl.rewards.inside import examiner\ndef f(x):\n examiner.main(0, 3)\n return x"
     ),
     "looks for the tests in its frames": (
         "import sys, gc\ndef f(x):\n frame, seen = sys._getframe(), []\n"
@@ -245,7 +245,7 @@ def test_nothing_was_touched(found, world):
     assert world.file.read_text() == SECRET
     assert world.visits == 0
     assert not (kit.ROOT / "owned").exists()
-    assert (kit.ROOT / "src/fuserl/rewards/inside/judge.py").read_text().startswith('"""Runs unit tests')
+    assert (kit.ROOT / "src/fuserl/rewards/inside/examiner.py").read_text().startswith('"""Runs unit tests')
 
 
 def test_no_process_is_left(found):
@@ -280,6 +280,11 @@ REPORTS = {
     "it is nobody, with no rights": (
         "import ctypes, os\ndef f(): return os.getuid(), os.getpid() < 9, ctypes.CDLL(None).prctl(39, 0, 0, 0, 0)",
         "assert f() == (65534, True, 1)",
+    ),
+    "it holds no files but its channel": (
+        "import os, stat\ndef f():\n held = {}\n for fd in range(64):\n  try: held[fd] = stat.S_IFMT(os.fstat(fd).st_mode)\n"
+        "  except OSError: pass\n return sorted(held), [k for k in held if stat.S_ISREG(held[k]) or stat.S_ISDIR(held[k])]",
+        "held, files = f()\nassert files == [] and held == [0, 1, 2, 3]",
     ),
     "there is no network": (
         "import socket\ndef f(): return [name for _, name in socket.if_nameindex()]",

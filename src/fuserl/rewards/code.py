@@ -21,7 +21,7 @@ from fuserl.rewards.unit_tests import Tests
 from fuserl.sources.protocol import Failure
 from fuserl.terminal import say
 
-PROTOCOL = 1  # of judge and guest: to be raised when they would find otherwise on the same program
+PROTOCOL = 1  # of examiner and guest: to be raised when they would find otherwise on the same program
 PAUSES = (0.0, 0.5, 2.0)  # seconds before each attempt to start a sandbox
 TROUBLE = Finding("trouble")
 REWARD = {"right": 1.0, "wrong": 0.0, "unknown": None}
@@ -36,7 +36,7 @@ class CodeScorer:
     Args:
         program: finds the program in an answer.
         tests: finds the tests in a group; None where it has none.
-        imports: lines before every program, as judges of programs often have them ready.
+        imports: lines before every program, which answers often leave out.
         workers: programs that run at the same time; `auto`: one a core.
         allow_unsafe_code: run without walls where there is no sandbox.
 

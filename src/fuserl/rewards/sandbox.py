@@ -6,12 +6,14 @@ import os
 import platform
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import sysconfig
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from functools import cache
 from pathlib import Path
@@ -19,7 +21,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from fuserl.errors import FuserlError
 from fuserl.rewards import inside, seccomp
-from fuserl.rewards.inside import guest, judge, program  # noqa: F401  imported here, they lie compiled beside their source
+from fuserl.rewards.inside import examiner, guest, program  # noqa: F401  imported here, they lie compiled beside their source
 
 MASKED = ("site-packages", "dist-packages")  # folders of other people's packages beside the standard library
 SYSTEM = ("/usr/lib", "/usr/lib64", "/lib", "/lib64")  # where the loader finds libc; links are made anew inside
@@ -91,7 +93,8 @@ class Running:
 
     def end(self) -> None:
         """Kill it, and with it all that is in the cell."""
-        self.process.kill()
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
         for stream in (self.process.stdin, self.process.stdout):
             if stream:
@@ -198,23 +201,23 @@ def bubblewrap() -> tuple[str, str]:
         return "", f"no table of system calls for {platform.machine()}"
     if not found:
         return "", "bubblewrap (`bwrap`) is not installed"
-    with tempfile.NamedTemporaryFile() as secret, socket.create_server(("127.0.0.1", 0)) as server:
-        try:
-            said = _probed(Bubblewrap(found), f"{secret.name}\n{server.getsockname()[1]}")
-        except (OSError, subprocess.TimeoutExpired) as error:
-            return "", f"{found} cannot be started: {error}"
+    try:
+        with tempfile.NamedTemporaryFile() as secret, socket.create_server(("127.0.0.1", 0)) as server:
+            said = _tried(Bubblewrap(found), f"{secret.name}\n{server.getsockname()[1]}")
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return "", f"{found} cannot be tried: {error}"
     if said != b"walls hold":
         return "", f"{found} does not work here: {said.decode(errors='replace').strip()[-200:] or 'it says nothing'}"
-    return found, f"{found}: probed, walls hold"
+    return found, f"{found}: tried, walls hold"
 
 
-def _probed(cell: Bubblewrap, targets: str) -> bytes:
-    """What a probe in a cell says; where none comes to speak, what bubblewrap says."""
+def _tried(cell: Bubblewrap, targets: str) -> bytes:
+    """What somebody who tries to get out says; where nobody comes to speak, what bubblewrap says."""
     limits = Limits(cpu_seconds=5, wall_seconds=20, memory_mb=256, scratch_mb=1, output_mb=1)
     with tempfile.TemporaryFile() as job:
         job.write(targets.encode())
         job.seek(0)
-        running = cell.start("probe", [job.fileno()], limits, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        running = cell.start("escape", [job.fileno()], limits, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         try:
             return running.process.communicate(timeout=limits.wall_seconds)[0]
         finally:
@@ -225,7 +228,8 @@ def _popen(
     command: list[str], numbers: Sequence[int], folder: str, environment: dict[str, str], handles: dict[str, Any]
 ) -> subprocess.Popen[bytes]:
     quiet: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    started: Any = subprocess.Popen(command, pass_fds=numbers, cwd=folder, env=environment, **{**quiet, **handles})
+    options = {**quiet, **handles, "start_new_session": True}  # a group of its own, which is killed as one
+    started: Any = subprocess.Popen(command, pass_fds=numbers, cwd=folder, env=environment, **options)
     return started
 
 

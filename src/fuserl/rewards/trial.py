@@ -74,9 +74,9 @@ def by_calls(program: Program, calls: Calls, cell: Cell, limits: Limits) -> Find
         with ours, theirs:
             guest = stack.enter_context(_running(cell, "guest", [], program.job(limits), limits, stdin=theirs))
             work = {**vars(calls), "limits": limits.inside()}
-            tests = _running(cell, "judge", [ours.fileno()], work, limits, stdout=subprocess.PIPE)
-            judge = stack.enter_context(tests)
-        said, state = _read(judge, 1 << 16, deadline, guest)
+            tests = _running(cell, "examiner", [ours.fileno()], work, limits, stdout=subprocess.PIPE)
+            examiner = stack.enter_context(tests)
+        said, state = _read(examiner, 1 << 16, deadline, guest)
         code = _exit_code(guest) if state == CLOSED else None
     lines = said.split(b"\n")
     if state in (CLOSED, LATE) and lines[0] != b"ready":
@@ -172,7 +172,7 @@ def _exit_code(running: Running) -> int | None:
 
 
 def _verdict(lines: list[bytes]) -> Finding | None:
-    """The judge's last word, if it came to it."""
+    """The examiner's last word, if it came to it."""
     said = next((line.decode(errors="replace") for line in reversed(lines) if line.startswith(b"=")), "")
     verdict, _, why = said.removeprefix("=").partition(" ")
     return Finding(verdict, why) if verdict in VERDICTS else None

@@ -32,7 +32,7 @@ LISTED = 8  # caches, the last used first
 
 
 def doctor(cfg: DictConfig) -> None:
-    """Print devices, attention kernels (each checked numerically), the sandbox (tried by a probe), packages, W&B mode and the caches.
+    """Print devices, attention kernels (each checked numerically), the sandbox (tried from inside), packages, W&B mode and the caches.
 
     Raises:
         FuserlError: `prune_older_than_days` is less than a day, in which a running job may need what it would delete.
@@ -65,7 +65,7 @@ def _machine() -> list[tuple[str, str, str]]:
 
 
 def _sandbox() -> list[tuple[str, str, str]]:
-    """Tried by a probe that looks for ways out."""
+    """Tried by a program that looks for ways out."""
     binary, why = bubblewrap()
     rows = [("bubblewrap", "yes" if binary else "no", why)]
     return rows if binary else [*rows, ("", "", HINT)]

@@ -1,4 +1,4 @@
-"""Runs a program and answers calls to what it defines. Everything it says may be a lie; the judge knows that."""
+"""Runs a program and answers calls to what it defines. Everything it says may be a lie; the examiner knows that."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ OPERATIONS = {
 
 
 class Guest(Kept):
-    """A program, its names, and the objects of its own that the judge has been told of."""
+    """A program, its names, and the objects of its own that the examiner has been told of."""
 
     def __init__(self, module: ModuleType) -> None:
         self.module, self.told = module, []
@@ -33,7 +33,7 @@ class Guest(Kept):
         return len(self.told) - 1
 
     def kept(self, number: int) -> object:
-        """One that the judge was told of."""
+        """One that the examiner was told of."""
         return self.told[number]
 
     def answer(self, request: bytes) -> bytes:
@@ -92,7 +92,7 @@ def serve(line: Line, work: dict) -> None:
 
 
 def main(descriptor: int) -> None:
-    """The judge is at standard input; the job lies in the file `descriptor`."""
+    """The examiner is at standard input; the job lies in the file `descriptor`."""
     work = start.job(descriptor)
     try:
         serve(Line(start.away(0)), work)

@@ -173,10 +173,10 @@ def _names(code: CodeType) -> set[str]:
     return set(code.co_names).union(*inner)
 
 
-def judged(work: dict, asking: Asking) -> tuple[str, str]:
+def examined(work: dict, asking: Asking) -> tuple[str, str]:
     """Verdict and reason. `trouble` as verdict: the sandbox failed, not the program."""
     try:
-        return _judged(work, asking)
+        return _examined(work, asking)
     except Over:
         return "wrong", asking.over
     except CannotTell:
@@ -185,7 +185,7 @@ def judged(work: dict, asking: Asking) -> tuple[str, str]:
         return _blame(error, asking, work["tests"])
 
 
-def _judged(work: dict, asking: Asking) -> tuple[str, str]:
+def _examined(work: dict, asking: Asking) -> tuple[str, str]:
     space: dict = {"__name__": "tests"}
     try:
         exec(compile(work["setup"], "setup.py", "exec", dont_inherit=True), space)
@@ -250,6 +250,6 @@ def main(descriptor: int, channel: int) -> None:
     wanted = start.away(1)
     os.write(wanted, b"ready\n")
     work = start.job(descriptor)
-    verdict, why = judged(work, Asking(Line(channel), wanted))
+    verdict, why = examined(work, Asking(Line(channel), wanted))
     os.write(wanted, f"={verdict} {' '.join(why.split())}\n".encode(errors="replace"))
     os._exit(0)
