@@ -109,11 +109,12 @@ def test_through_a_server_that_misbehaves_and_counts(nursery, tmp_path, honours)
 def test_the_command_itself_killed_and_run_again(tmp_path):
     """The same through `fuserl`, a new interpreter each time; and Ctrl-C, which says what to do."""
     (tmp_path / "prompts.jsonl").write_text("".join(json.dumps({"prompt": f"{n}?"}) + "\n" for n in range(30)))
-    engine = ["engine._target_=answering.AnsweringEngine", "+engine.seconds=0.05", "+engine.log=log"]
+    engine = ["engine._target_=answering.AnsweringEngine", "+engine.log=log"]
     command = [sys.executable, "-m", "fuserl", "generate", *TWO, *engine, "output=out"]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
     for blow in (signal.SIGKILL, signal.SIGINT):
-        running = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
+        slowly = [*command, "+engine.seconds=0.5"]  # so that it is still at work when the blow falls
+        running = subprocess.Popen(slowly, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
         lines, deadline = _lines(tmp_path), time.monotonic() + 60
         while _lines(tmp_path) < lines + 10:
             assert time.monotonic() < deadline
