@@ -16,7 +16,9 @@ Rule = Callable[..., bool]
 
 WORD = re.compile(r"\w+")
 TOKEN = re.compile(r"[^\W_]+(?:[-./&’'][^\W_]+)*")
-SENTENCE_END = re.compile(r"[.!?]+[\"'”’)\]*_]*(?=\s|$)")
+SENTENCE_END = re.compile(
+    r"(?<![.!?])[.!?]++[\"'”’)\]*_]*+(?=\s|$)"
+)  # from the first sign of a run, without going back
 LAST_WORD = re.compile(r"[\w.]*$")
 ABBREVIATIONS = {
     *(
