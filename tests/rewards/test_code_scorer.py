@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
+import time
 from dataclasses import asdict
 from decimal import Decimal
 from fractions import Fraction
@@ -68,6 +69,7 @@ EXTRACTED = [
     (programs.last_block, "```python\nx = 1\nnever closed", "x = 1\nnever closed"),
     (programs.last_block, "```ruby\nx = 1\n```", "x = 1\n"),
     (programs.last_block, "  ```Python\n  x = 1\n  ```", "  x = 1\n"),
+    (programs.last_block, "```python title=x\nx = 1\n```", "x = 1\n"),
     (programs.auto, FENCED, "second = 2  # longer\n"),
 ]
 
@@ -76,6 +78,16 @@ EXTRACTED = [
 def test_a_program_is_found_in_an_answer(extract, text, expected):
     made = group(text)
     assert extract(made, made.responses[0]) == expected
+
+
+@pytest.mark.parametrize("sign", ["```", "```\n", " ", "``` `", "\n", "```" + " " * 9999, "a"])
+def test_finding_takes_time_linear_in_a_hostile_text(sign):
+    started = time.perf_counter()
+    for text in (sign * (500_000 // len(sign)), "```" + sign * (500_000 // len(sign)) + "`"):
+        made = group(text, BEGUN, entry_point="f")
+        for extract in (programs.longest_block, programs.auto):
+            extract(made, made.responses[0])
+    assert time.perf_counter() - started < 10, "a second is plenty; quadratic time would be hours"
 
 
 BEGUN = "import math\n\ndef f(x):\n    '''Twice x.'''\n"

@@ -9,7 +9,7 @@ from fuserl.records.schema import PromptGroup, Response
 
 Extract = Callable[[PromptGroup, Response], str]
 
-FENCE = re.compile(r"^[ \t]*```[ \t]*([\w+.-]*)[^\n`]*\n(.*?)(?:^[ \t]*```|\Z)", re.DOTALL | re.MULTILINE)
+FENCE = re.compile(r"^[ \t]*```([^\n`]*)\n(.*?)(?:^[ \t]*```|\Z)", re.DOTALL | re.MULTILINE)
 PYTHON = ("python", "py", "python3", "")
 
 
@@ -59,7 +59,7 @@ def _blocks(text: str) -> list[str]:
     A fence that is never closed goes to the end: the answer was cut, or forgot it.
     """
     found = FENCE.findall(text)
-    python = [code for language, code in found if language.lower() in PYTHON]
+    python = [code for info, code in found if (info.split() or [""])[0].lower() in PYTHON]
     return python or [code for _, code in found] or [text]
 
 
