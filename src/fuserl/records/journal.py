@@ -180,12 +180,17 @@ def _key_of(line: bytes) -> bytes:
     return json.loads(line)["key"].encode()
 
 
+class BusyFolder(FuserlError):
+    """Another process holds the folder; whoever can wait for it may."""
+
+
 @contextmanager
 def locked(folder: str | Path) -> Iterator[None]:
     """Hold a folder: two processes that write one folder would destroy each other's work.
 
     Raises:
-        FuserlError: another process holds it, or it cannot be written.
+        BusyFolder: another process holds it.
+        FuserlError: it cannot be written.
     """
     path = Path(folder)
     try:
@@ -201,7 +206,7 @@ def locked(folder: str | Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise FuserlError(
+            raise BusyFolder(
                 "another process is working in this folder",
                 where=str(path),
                 hint="wait for it, or give another folder with `output=DIR`",

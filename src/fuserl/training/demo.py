@@ -10,6 +10,7 @@ import json
 import time
 from collections import defaultdict
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +22,7 @@ import fuserl
 from fuserl.evaluation import figures
 from fuserl.evaluation.report import Section, Table, Text, write_report
 from fuserl.evaluation.statistics import Interval, bootstrap, paired_difference
-from fuserl.miniature.tasks import DOMAINS, score
-from fuserl.models.generate import sample
+from fuserl.miniature.tasks import DOMAINS
 from fuserl.models.load import load_policy, load_tokenizer
 from fuserl.records.formats import read_groups
 from fuserl.records.manifest import write_text_atomically
@@ -32,6 +32,7 @@ from fuserl.terminal import say
 from fuserl.tokens.templates import load_template
 from fuserl.training.quiet import quiet
 from fuserl.training.run import train
+from fuserl.training.testing import answers, score_of, scores_by_prompt, write_answers
 
 PACKAGE = Path(fuserl.__file__).parent / "miniature"
 
@@ -68,21 +69,18 @@ def demo(cfg: DictConfig) -> Path:
     output = Path(cfg.output)
     output.mkdir(parents=True, exist_ok=True)
     test = list(read_groups(PACKAGE / "data", split="test"))
-    scores = {"base": evaluated(PACKAGE / "target", output / "base.json", test, cfg)}
+    fixed = [
+        *("data=miniature", "target=miniature", "logger=csv", "trainer.progress_bar=false", f"seed={cfg.seed}"),
+        *("probe.score=fuserl.miniature.tasks.score", "probe.prompts=64", "probe.max_new_tokens=24"),
+        *("test.split=test", f"test.samples={cfg.samples}"),
+    ]
+    scores = {"base": graded(base_answers(output / "base.jsonl", test, compose("train", fixed)))}
     for number, run in enumerate(RUNS, 1):
         folder = output / slug(run.name)
         say(f"[{number}/{len(RUNS)}] {run.name}")
         start = [] if run.start is None else [f"target.path='{output / slug(run.start) / 'model'}'"]
-        fixed = [
-            "data=miniature",
-            "target=miniature",
-            "logger=csv",
-            "trainer.progress_bar=false",
-            "probe.score=fuserl.miniature.tasks.score",
-        ]
-        settings = [*fixed, "probe.prompts=64", "probe.max_new_tokens=24", f"seed={cfg.seed}", f"output='{folder}'"]
-        train(compose("train", [*settings, *run.overrides, *start]))
-        scores[run.name] = evaluated(folder / "model", folder / "test_scores.json", test, cfg)
+        train(compose("train", [*fixed, f"output='{folder}'", *run.overrides, *start]))
+        scores[run.name] = graded(folder / "test.jsonl")
     best = best_source(test)
     scores = {
         "base": scores["base"],
@@ -105,27 +103,19 @@ def slug(name: str) -> str:
     return name.lower().replace(" ", "_").replace("-", "_")
 
 
-def evaluated(model: Path, cache: Path, test: list[PromptGroup], cfg: DictConfig) -> np.ndarray:
-    """Mean exact score of `samples` answers at temperature 1 to every test prompt, [P]; kept beside the run."""
-    if cache.exists():
-        return np.array(json.loads(cache.read_text()))
-    tokenizer = load_tokenizer(str(model))
-    template = load_template(tokenizer)
-    answers = sample(
-        load_policy(str(model), dtype="float32"),
-        [template.encode_prompt(group.prompt) for group in test],
-        n=cfg.samples,
-        max_new_tokens=24,
-        temperature=1.0,
-        stop_ids=template.stop_ids,
-        seed=cfg.seed,
-    )
-    values = []
-    for group, rows in zip(test, answers, strict=True):
-        texts = [tokenizer.decode(row, skip_special_tokens=True) for row in rows]
-        values.append(float(np.mean([score(group.prompt[-1].content, text) for text in texts])))
-    write_text_atomically(cache, json.dumps(values))
-    return np.array(values)
+def base_answers(path: Path, test: list[PromptGroup], cfg: DictConfig) -> Path:
+    """What the untrained target answers to the test prompts; kept."""
+    if not path.exists():
+        tokenizer = load_tokenizer(str(PACKAGE / "target"))
+        policy, template = load_policy(str(PACKAGE / "target"), dtype="float32"), load_template(tokenizer)
+        decode = partial(tokenizer.decode, skip_special_tokens=True)
+        write_answers(path, answers(policy, template, decode, test, cfg, score_of(cfg)))
+    return path
+
+
+def graded(path: Path) -> np.ndarray:
+    """[P] mean score of the answers to each test prompt, from a run's `test.jsonl`."""
+    return scores_by_prompt([json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()])
 
 
 def best_source(test: list[PromptGroup]) -> tuple[str, np.ndarray]:

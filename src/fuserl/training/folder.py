@@ -32,6 +32,7 @@ class RunFolder:
         self.path = Path(path)
         self.config, self.summary = self.path / "config.yaml", self.path / "summary.json"
         self.metrics, self.samples = self.path / "metrics.csv", self.path / "samples.jsonl"
+        self.test = self.path / "test.jsonl"
         self.checkpoints, self.model = self.path / "checkpoints", self.path / "model"
 
     def open(self, cfg: DictConfig) -> None:

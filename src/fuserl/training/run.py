@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from fuserl.errors import FuserlError
 from fuserl.records.manifest import write_text_atomically
+from fuserl.records.schema import PromptGroup
 from fuserl.settings import plain
 from fuserl.terminal import say
 from fuserl.training import optim
@@ -27,6 +29,7 @@ from fuserl.training.loggers import MetricsCsv, close_loggers, make_loggers
 from fuserl.training.quiet import quiet
 from fuserl.training.setup import Setup, data_of
 from fuserl.training.summary import card, peak_memory_mb, summarise, write_manifest_of_run
+from fuserl.training.testing import answers, groups_of_test, score_of, summary_of_test, write_answers
 
 
 def train(cfg: DictConfig) -> Path:
@@ -53,7 +56,8 @@ def train(cfg: DictConfig) -> Path:
         _run(cfg, folder)
     else:
         with folder.locked():
-            _run(cfg, folder)
+            if not folder.finished():  # by a process that held the folder until now
+                _run(cfg, folder)
     return folder.path
 
 
@@ -82,6 +86,7 @@ def _launch(cfg: DictConfig, folder: RunFolder) -> Path:
 
 def _run(cfg: DictConfig, folder: RunFolder) -> None:
     """One rank's share of the run, from its set-up to `summary.json`."""
+    test_groups = groups_of_test(cfg)
     setup = Setup(cfg)
     checkpoint = folder.last_checkpoint() if cfg.resume == "auto" else None
     start = int(checkpoint.stem.split("-")[1]) if checkpoint else 0
@@ -89,6 +94,8 @@ def _run(cfg: DictConfig, folder: RunFolder) -> None:
     csv.forget_after(start if checkpoint else -1)
     folder.forget_samples_after(start if checkpoint else -1)
     say(_headline(setup, folder, start))
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        write_manifest_of_run(folder, cfg, setup.template, setup.prepared)
 
     module = GroupModule(
         setup.policy,
@@ -99,16 +106,16 @@ def _run(cfg: DictConfig, folder: RunFolder) -> None:
         cfg.trainer.log_every,
     )
     watching = watchers(cfg, setup, folder)
-    loggers = make_loggers(cfg.logger, folder, plain(cfg))
-    trainer = _trainer(cfg, setup, folder, watching, [csv, *loggers])
     data = GroupDataModule(
         setup.prepared.train, setup.prepared.validation, start_step=start, num_workers=cfg.trainer.num_workers
     )
+    loggers = make_loggers(cfg.logger, folder, plain(cfg), csv.rows)
     done = False
     try:
+        trainer = _trainer(cfg, setup, folder, watching, [csv, *loggers])
         _fit(trainer, module, data, checkpoint, watching.val_every)
         if trainer.is_global_zero:
-            _write_results(cfg, setup, folder, csv, watching, trainer)
+            _write_results(cfg, setup, folder, csv, watching, trainer, test_groups)
         done = True
     finally:
         close_loggers(loggers, success=done)
@@ -158,9 +165,14 @@ def _fit(
 
 
 def _write_results(
-    cfg: DictConfig, setup: Setup, folder: RunFolder, csv: MetricsCsv, watching: Watchers, trainer: L.Trainer
+    cfg: DictConfig,
+    setup: Setup,
+    folder: RunFolder,
+    csv: MetricsCsv,
+    watching: Watchers,
+    trainer: L.Trainer,
+    test_groups: Sequence[PromptGroup],
 ) -> None:
-    write_manifest_of_run(folder, cfg, setup.template, setup.prepared)
     export_model(setup.policy, setup.tokenizer, folder.model, card=card(cfg, setup.prepared))
     measured = {
         "steps_done": trainer.global_step,
@@ -170,12 +182,23 @@ def _write_results(
         "attention_backend": setup.backend,
         "reference_cache": setup.reference_stats,
         "alarms": watching.alarm.alarms,
+        "test": _tested(cfg, setup, folder, test_groups),
     }
     summary = summarise(folder, cfg, setup.prepared, csv.rows, measured)
     nll = summary["validation"].get("val/nll", {})
     say(
         f"done: validation nll {nll.get('first', float('nan')):.4f} -> {nll.get('last', float('nan')):.4f} nats a token; {folder.path}"
     )
+
+
+def _tested(cfg: DictConfig, setup: Setup, folder: RunFolder, groups: Sequence[PromptGroup]) -> dict[str, Any] | None:
+    """Answers to the test prompts into `test.jsonl`, and what they come to."""
+    if not groups:
+        return None
+    decode = partial(setup.tokenizer.decode, skip_special_tokens=True)
+    rows = answers(setup.policy, setup.template, decode, groups, cfg, score_of(cfg))
+    write_answers(folder.test, rows)
+    return summary_of_test(rows, cfg.test.split)
 
 
 def _headline(setup: Setup, folder: RunFolder, start: int) -> str:

@@ -44,6 +44,7 @@ def write_manifest_of_run(folder: RunFolder, cfg: DictConfig, template: Template
         "verb": "train",
         "digest": digest("train", plain(cfg)),
         "command": sys.argv,
+        "steps": prepared.train.plan.steps,
         "inputs": {"data": str(cfg.data.path), "tokens": store.digest, "target": str(cfg.target.path)},
         "template_hash": template.hash,
         "sources": list(prepared.slices.sources),

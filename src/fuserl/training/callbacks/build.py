@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hydra.utils import get_method
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
 from omegaconf import DictConfig
 
@@ -14,6 +13,7 @@ from fuserl.training.flops import flops_of_step
 from fuserl.training.folder import RunFolder
 from fuserl.training.hardware import peak_flops
 from fuserl.training.setup import Setup
+from fuserl.training.testing import score_of
 
 
 @dataclass(frozen=True)
@@ -91,6 +91,6 @@ def _probe(cfg: DictConfig, setup: Setup, folder: RunFolder) -> list[Callback]:
             max_new_tokens=cfg.probe.max_new_tokens,
             temperature=cfg.probe.temperature,
             seed=cfg.seed,
-            score=get_method(cfg.probe.score) if cfg.probe.score else None,
+            score=score_of(cfg),
         )
     ]
