@@ -6,7 +6,7 @@ that did, unless it says where to start with `target.path`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,8 +45,11 @@ class Stage:
         return self.verb == "train" and not any(o.lstrip("+").startswith("target.path=") for o in self.overrides)
 
 
-def pipeline(cfg: DictConfig) -> Path:
+def pipeline(cfg: DictConfig, shared: Path | None = None) -> Path:
     """Run the recipe's stages into `output/NN_name`; finished ones are skipped, a killed one continues.
+
+    Args:
+        shared: folder of a sweep, where stages are named by content and equal ones are run once.
 
     Returns:
         The last stage's folder.
@@ -54,19 +57,14 @@ def pipeline(cfg: DictConfig) -> Path:
     Raises:
         FuserlError: the recipe has no stages, or a stage cannot work; found before the first stage starts.
     """
-    model: Path | None = None
-    planned = jobs(cfg)
+    planned = jobs(cfg, shared)
     for stage, job in planned:
-        if stage.trains_on() and model is not None:
-            job.target.path = str(model)
         say(f"stage {stage.name}")
         VERBS[stage.verb](job)
-        if stage.verb == "train":
-            model = Path(job.output) / "model"
     return Path(planned[-1][1].output)
 
 
-def jobs(cfg: DictConfig) -> list[tuple[Stage, DictConfig]]:
+def jobs(cfg: DictConfig, shared: Path | None = None) -> list[tuple[Stage, DictConfig]]:
     """Every stage with its composed settings, in order.
 
     Raises:
@@ -75,17 +73,25 @@ def jobs(cfg: DictConfig) -> list[tuple[Stage, DictConfig]]:
     unresolved: Any = OmegaConf.to_container(cfg, resolve=False)
     names = _names(unresolved["recipe"].get("stages"))
     output = Path(cfg.output or Path("runs") / digest("pipeline", unresolved))
-    folders = {name: output / f"{number:02d}_{name}" for number, name in enumerate(names, 1)}
-    OmegaConf.register_new_resolver("stage", lambda name: str(_folder(name, folders)), replace=True)
-    try:
-        stages = _stages(plain(cfg))
-    except InterpolationResolutionError as error:
-        raise FuserlError(
-            str(error.__cause__ or error).splitlines()[0],
-            where="`recipe.stages`",
-            hint=f"stages are {', '.join(folders)}",
-        ) from error
-    return [(stage, _composed(stage, folders[stage.name], cfg.seed)) for stage in stages]
+    _check_overrides(unresolved["overrides"], names)
+    folders: dict[str, Path] = {}
+    OmegaConf.register_new_resolver("stage", lambda name: str(_folder(name, folders, names)), replace=True)
+    planned: list[tuple[Stage, DictConfig]] = []
+    model: Path | None = None
+    for number, name in enumerate(names):
+        stage = _stage(cfg, number, name)
+        job = compose(stage.verb, list(stage.overrides))
+        if "seed" in job:
+            job.seed = cfg.seed
+        if stage.trains_on() and model is not None:
+            job.target.path = str(model)
+        own = digest(stage.verb, plain(job)) if shared else f"{number + 1:02d}_{name}"
+        folders[name] = (shared or output) / own
+        job.output = str(folders[name])
+        if stage.verb == "train":
+            model = folders[name] / "model"
+        planned.append((stage, job))
+    return planned
 
 
 def _names(stages: Any) -> list[str]:
@@ -105,53 +111,60 @@ def _names(stages: Any) -> list[str]:
     return names
 
 
-def _folder(name: str, folders: Mapping[str, Path]) -> Path:
-    if name not in folders:
-        raise KeyError(f"the recipe has no stage `{name}`")
-    return folders[name]
+def _folder(name: str, folders: Mapping[str, Path], names: Sequence[str]) -> Path:
+    if name in folders:
+        return folders[name]
+    raise KeyError(f"the stage `{name}` comes later" if name in names else f"the recipe has no stage `{name}`")
 
 
-def _stages(settings: Mapping[str, Any]) -> list[Stage]:
-    """The stages with the overrides that the recipe and the command line give them."""
-    given, rows = settings["overrides"], settings["recipe"]["stages"]
-    by_stage = given if isinstance(given, dict) else {}
-    everywhere = () if isinstance(given, dict) else _texts(given, "overrides")
-    if unknown := sorted(by_stage.keys() - {row["name"] for row in rows}):
+def _check_overrides(given: Any, names: Sequence[str]) -> None:
+    """`overrides` are texts for every stage, or texts by the name of a stage."""
+    if not isinstance(given, dict):
+        _texts(given, "overrides")
+        return
+    if unknown := sorted(given.keys() - set(names)):
         raise FuserlError(
-            f"the recipe has no stage `{unknown[0]}`",
-            where="`overrides`",
-            hint=f"it has {', '.join(row['name'] for row in rows)}",
+            f"the recipe has no stage `{unknown[0]}`", where="`overrides`", hint=f"it has {', '.join(names)}"
         )
-    stages = []
-    for number, row in enumerate(rows):
-        verb = row.get("verb", "train")
-        if verb not in VERBS:
-            raise FuserlError(
-                f"`{verb}` is no verb of a stage",
-                where=f"`recipe.stages[{number}].verb`",
-                hint=f"one of {', '.join(VERBS)}",
-            )
-        own = _texts(row.get("overrides"), f"recipe.stages[{number}].overrides")
-        more = _texts(by_stage.get(row["name"]), f"overrides.{row['name']}")
-        stages.append(Stage(row["name"], verb, (*own, *everywhere, *more)))
-    return stages
 
 
-def _composed(stage: Stage, folder: Path, seed: int) -> DictConfig:
-    job = compose(stage.verb, list(stage.overrides))
-    job.output = str(folder)
-    if "seed" in job:
-        job.seed = seed
-    return job
+def _stage(cfg: DictConfig, number: int, name: str) -> Stage:
+    """With the overrides that the recipe and the command line give it."""
+    try:
+        row: Any = OmegaConf.to_container(cfg.recipe.stages[number], resolve=True)
+        given: Any = OmegaConf.to_container(cfg.overrides, resolve=True) if OmegaConf.is_config(cfg.overrides) else None
+    except InterpolationResolutionError as error:
+        raise FuserlError(
+            str(error.__cause__ or error).splitlines()[0],
+            where="`recipe.stages`",
+            hint=f"stages are {', '.join(row['name'] for row in OmegaConf.to_container(cfg.recipe.stages, resolve=False))}",  # type: ignore[union-attr]
+        ) from error
+    verb = row.get("verb", "train")
+    if verb not in VERBS:
+        raise FuserlError(
+            f"`{verb}` is no verb of a stage",
+            where=f"`recipe.stages[{number}].verb`",
+            hint=f"one of {', '.join(VERBS)}",
+        )
+    own = _texts(row.get("overrides"), f"recipe.stages[{number}].overrides")
+    if isinstance(given, dict):
+        return Stage(name, verb, (*own, *_texts(given.get(name), f"overrides.{name}")))
+    return Stage(name, verb, (*own, *_texts(given, "overrides")))
 
 
 def _texts(value: Any, key: str) -> tuple[str, ...]:
+    """A list of overrides; a list inside it, such as an interpolation brings, is laid flat."""
     if value is None:
         return ()
-    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+    flat = (
+        [text for item in value for text in (item if isinstance(item, list) else [item])]
+        if isinstance(value, list)
+        else [value]
+    )
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in flat):
         raise FuserlError(
             "overrides are a list of texts",
             where=f"`{key}`",
             hint="""such as `'overrides=["max_steps=10","seed=1"]'`, or by stage `'overrides={sft: ["max_steps=10"]}'`""",
         )
-    return tuple(value)
+    return tuple(flat)
