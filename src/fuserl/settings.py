@@ -15,6 +15,9 @@ from omegaconf import DictConfig, OmegaConf
 import fuserl
 from fuserl.errors import FuserlError
 
+# Settings of a training run that may change between a kill and its resume: they do not change what is computed.
+FREE = ("output", "resume", "logger", "trainer.accelerator", "trainer.devices", "trainer.progress_bar", "cache")
+
 
 def config_folder() -> Path:
     """`conf/`: inside the installed package, or at the root of a checkout."""

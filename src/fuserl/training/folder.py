@@ -14,10 +14,7 @@ from fuserl import settings
 from fuserl.errors import FuserlError
 from fuserl.records.journal import locked
 from fuserl.records.manifest import write_text_atomically
-from fuserl.settings import plain
-
-# Settings that may change between a kill and its resume: they do not change what is computed.
-FREE = ("output", "resume", "logger", "trainer.accelerator", "trainer.devices", "trainer.progress_bar", "cache")
+from fuserl.settings import FREE, plain
 
 
 def digest(verb: str, config: Mapping[str, Any]) -> str:
