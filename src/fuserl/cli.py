@@ -19,6 +19,7 @@ VERBS = {
     "train": "train a target on groups of responses",
     "plan": "what a training run will need: steps, tokens, FLOPs, memory by part, hours; loads no weights",
     "pipeline": "the stages of a recipe in turn, finished ones skipped",
+    "compare": "runs side by side: a table with intervals and tests, figures, one page",
     "doctor": "what this machine can do",
 }
 MODULES = {  # where a verb's function is, if not in the training module of its name
@@ -27,7 +28,10 @@ MODULES = {  # where a verb's function is, if not in the training module of its 
     "select": "curation.select",
     "train": "training.run",
     "plan": "training.dry_run",
+    "compare": "evaluation.compare",
 }
+MULTIRUN = {"--multirun", "-m"}
+FLAGS = {"--help", "-h", "--cfg", "-c", "--info", "-i", "--hydra-help"}  # which only show something
 
 
 def main() -> None:
@@ -71,6 +75,11 @@ def run_verb(verb: str, overrides: list[str]) -> None:
             f"there is no verb `{verb}`", hint=f"did you mean `{near[0]}`?" if near else "see `fuserl --help`"
         )
     register_resolvers()
+    if MULTIRUN & set(overrides) and not FLAGS & set(overrides):
+        from fuserl.sweeps.sweep import sweep
+
+        sweep(verb, [one for one in overrides if one not in MULTIRUN])
+        return
     if not any(flag.startswith("-") for flag in overrides):
         _function(verb)(compose(verb, overrides))
         return

@@ -1,0 +1,1 @@
+"""Many jobs from one command: named by content, run by any launcher, continued after a kill."""
