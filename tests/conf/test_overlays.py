@@ -32,7 +32,7 @@ def test_the_command_line_wins_over_an_overlay(overlay):
 
 @pytest.mark.parametrize("debug", [overlay for overlay in OVERLAYS if overlay.startswith("debug")])
 def test_a_debug_overlay_lies_over_an_experiment(debug):
-    cfg = compose("train", ["experiment=0002_fusepo_dpo", debug])
+    cfg = compose("train", ["experiment=demo_fusepo_dpo", debug])
     alone = compose("train", [debug])
     assert cfg.objective.name == "fusepo_dpo"
     assert (cfg.max_steps, cfg.data.limit) == (alone.max_steps, alone.data.limit)
@@ -45,6 +45,6 @@ def test_the_overlays_of_the_demo_are_what_the_demo_runs(overlay, run, stage):
     probe = ["probe.prompts=64", "probe.max_new_tokens=24", "probe.score=fuserl.miniature.tasks.score"]
     laid, typed = (
         decisive(plain(compose("train", overrides)), FREE)
-        for overrides in ([f"experiment=0002_{overlay}"], ["data=miniature", "target=miniature", *probe, *of_demo])
+        for overrides in ([f"experiment=demo_{overlay}"], ["data=miniature", "target=miniature", *probe, *of_demo])
     )
     assert laid == typed
