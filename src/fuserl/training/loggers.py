@@ -1,22 +1,21 @@
-"""`metrics.csv`: one row a logged step, complete after every row, continued after a resume."""
+"""`metrics.csv`, complete after every row, continued after a resume; and the windows on a run beside it."""
 
 from __future__ import annotations
 
 import csv
-import hashlib
-import os
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
-from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 
 from fuserl.errors import FuserlError
+from fuserl.terminal import say
 from fuserl.training.folder import RunFolder
 
 
@@ -68,57 +67,91 @@ class MetricsCsv(Logger):
         part.replace(self.path)
 
 
-def make_loggers(cfg: DictConfig, folder: RunFolder, config: dict[str, Any]) -> list[Logger]:
-    """The loggers of `conf/logger` beside `metrics.csv`, told the resolved configuration.
+class RunLogger(Logger, ABC):
+    """A window on one run beside `metrics.csv`; `Unfailing` keeps its mistakes away from the run."""
+
+    title: str  # for people
+
+    @property
+    def name(self) -> str:
+        """What Lightning asks for."""
+        return self.title
+
+    @property
+    def version(self) -> str:
+        """A folder holds one run, so there are none."""
+        return ""
+
+    @abstractmethod
+    def start(self, config: Mapping[str, Any], before: Mapping[int, Mapping[str, Any]]) -> None:
+        """Open it, told the resolved configuration and the rows that an interrupted run has already written."""
+
+    @abstractmethod
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Values of one optimiser step."""
+
+    @abstractmethod
+    def close(self, *, success: bool) -> None:
+        """End it, also after an exception."""
+
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        """`start` was told them."""
+
+
+class Unfailing(RunLogger):
+    """A logger whose failure ends neither the run nor its record: told once, then left out."""
+
+    def __init__(self, inner: RunLogger) -> None:
+        super().__init__()
+        self.inner, self.title = inner, inner.title
+        self.failed = False
+
+    def start(self, config: Mapping[str, Any], before: Mapping[int, Mapping[str, Any]]) -> None:
+        """See `RunLogger`."""
+        self._try(lambda: self.inner.start(config, before))
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """See `RunLogger`."""
+        if not self.failed:
+            self._try(lambda: self.inner.log_metrics(metrics, step))
+
+    def close(self, *, success: bool) -> None:
+        """See `RunLogger`; a logger that has failed is closed as well."""
+        self._try(lambda: self.inner.close(success=success))
+
+    def _try(self, action: Callable[[], None]) -> None:
+        try:
+            action()
+        except Exception as error:  # whatever it is, the run does not depend on it
+            if not self.failed:
+                say(
+                    f"{self.title} failed ({type(error).__name__}: {error}); the run goes on, its record is metrics.csv"
+                )
+            self.failed = True
+
+
+def make_loggers(
+    cfg: DictConfig, folder: RunFolder, config: Mapping[str, Any], before: Mapping[int, Mapping[str, Any]]
+) -> list[Unfailing]:
+    """Open the loggers of `conf/logger` beside `metrics.csv`.
+
+    Args:
+        config: resolved, plain.
+        before: the rows of `metrics.csv` that a resumed run keeps, by step.
 
     Raises:
         FuserlError: a logger's package is absent.
     """
     try:
-        loggers = [instantiate(node, save_dir=str(folder.path)) for node in cfg.values() if node]
+        made = [Unfailing(instantiate(node, save_dir=str(folder.path))) for node in cfg.values() if node]
     except InstantiationException as error:
         raise (error.__cause__ if isinstance(error.__cause__, FuserlError) else error) from None
-    for logger in loggers:
-        logger.log_hyperparams(config)
-    return loggers
+    for logger in made:
+        logger.start(config, before)
+    return made
 
 
-def close_loggers(loggers: Sequence[Logger], *, success: bool) -> None:
+def close_loggers(loggers: Sequence[RunLogger], *, success: bool) -> None:
     """End every run, also after an exception: the next run of this process must not write into it."""
     for logger in loggers:
-        logger.finalize("success" if success else "failed")
-        if isinstance(logger, WandbLogger):
-            logger.experiment.finish(exit_code=0 if success else 1)
-
-
-def wandb_logger(*, save_dir: str, project: str, group: str | None, tags: Sequence[str]) -> Logger:
-    """A W&B run named after the folder: continued on resume, offline where there is no key."""
-    key = bool(os.environ.get("WANDB_API_KEY")) or (Path.home() / ".netrc").exists()
-    folder = Path(save_dir).resolve()
-    return WandbLogger(
-        project=project,
-        group=group,
-        tags=list(tags),
-        name=folder.name,
-        id=hashlib.sha256(str(folder).encode()).hexdigest()[:16],
-        save_dir=save_dir,
-        offline=os.environ.get("WANDB_MODE", "online" if key else "offline") != "online",
-        resume="allow",
-        log_model=False,
-    )
-
-
-def tensorboard_logger(*, save_dir: str) -> Logger:
-    """TensorBoard's events in the run's `tensorboard/`.
-
-    Raises:
-        FuserlError: the package is absent.
-    """
-    try:
-        return TensorBoardLogger(save_dir, name="", version="tensorboard", default_hp_metric=False)
-    except ModuleNotFoundError as error:
-        raise FuserlError(
-            "the package `tensorboard` is not installed",
-            where="`logger=tensorboard`",
-            hint="`pip install 'fuserl[tensorboard]'`, or use another logger: metrics.csv is always written",
-        ) from error
+        logger.close(success=success)
