@@ -8,7 +8,8 @@ import plotly.graph_objects as go
 
 from fuserl.evaluation.statistics import Interval
 
-PALETTE = ("#2563eb", "#d97706", "#059669", "#dc2626", "#7c3aed", "#0891b2", "#be185d", "#57534e")
+# Apart for eyes that see no red or no green, after Okabe and Ito; the last is a neutral grey.
+PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b8860b", "#56b4e9", "#6a4c93", "#57534e")
 
 
 def curves(runs: Mapping[str, Sequence[tuple[float, float]]], *, title: str, x: str, y: str) -> go.Figure:
@@ -19,7 +20,7 @@ def curves(runs: Mapping[str, Sequence[tuple[float, float]]], *, title: str, x: 
             steps, values = zip(*points, strict=True)
             style = {"color": PALETTE[index % len(PALETTE)]}
             figure.add_scatter(x=steps, y=values, name=name, mode="lines+markers", line=style, marker={"size": 5})
-    return _styled(figure, title, x, y)
+    return styled(figure, title, x, y)
 
 
 def bars(groups: Mapping[str, Mapping[str, float]], *, title: str, y: str) -> go.Figure:
@@ -28,7 +29,7 @@ def bars(groups: Mapping[str, Mapping[str, float]], *, title: str, y: str) -> go
     for index, (name, values) in enumerate(groups.items()):
         colour = PALETTE[index % len(PALETTE)]
         figure.add_bar(x=list(values), y=list(values.values()), name=name, marker={"color": colour})
-    return _styled(figure, title, "", y)
+    return styled(figure, title, "", y)
 
 
 def histogram(
@@ -54,7 +55,7 @@ def histogram(
     for place in window:
         if place is not None:
             figure.add_vline(x=place, line={"color": PALETTE[-1], "dash": "dash"})
-    return _styled(figure, title, x, "number")
+    return styled(figure, title, x, "number")
 
 
 def intervals(rows: Mapping[str, Interval], *, title: str, x: str) -> go.Figure:
@@ -75,10 +76,11 @@ def intervals(rows: Mapping[str, Interval], *, title: str, x: str) -> go.Figure:
             },
         )
     )
-    return _styled(figure, title, x, "")
+    return styled(figure, title, x, "")
 
 
-def _styled(figure: go.Figure, title: str, x: str, y: str) -> go.Figure:
+def styled(figure: go.Figure, title: str, x: str, y: str) -> go.Figure:
+    """The look that all figures share."""
     figure.update_layout(
         title={"text": title, "x": 0, "font": {"size": 16}},
         xaxis_title=x,
