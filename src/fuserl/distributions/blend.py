@@ -1,0 +1,105 @@
+"""One distribution out of several models': that of the model which reads the text best (MinCE), or a mean (AvgCE).
+
+The choice is made once a sequence, as published. The papers compare mean nats a token, each model by its own tokens:
+a tokenizer with longer tokens has more nats a token and loses. `bits_per_byte` compares what is comparable; either goes
+into the same functions. Where FuseLLM packs several blocks into a row, the row has one cross-entropy, `packed`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+
+from fuserl.distributions.topk import TopK, added, merged
+from fuserl.errors import FuserlError
+
+Closeness = Callable[[float], float]
+
+
+def closeness(ce: float) -> float:
+    """r = exp(-CE), as FuseLLM and FuseChat write it."""
+    return math.exp(-ce)
+
+
+def closeness_bf16(ce: float) -> float:
+    """The same rounded to bf16, as FuseChat's code keeps it: models closer than 2^-8 tie, and the target wins."""
+    return float(torch.exp(-torch.tensor(ce, dtype=torch.float64)).to(torch.bfloat16))
+
+
+def bits_per_byte(nats: float, num_bytes: int) -> float:
+    """A text's cross-entropy in a unit that does not depend on the tokenizer.
+
+    >>> round(bits_per_byte(10 * math.log(2), 5), 6)
+    2.0
+
+    Raises:
+        FuserlError: the text is empty.
+    """
+    if num_bytes <= 0:
+        raise FuserlError("an empty text has no bits a byte", hint="leave out empty responses")
+    return nats / math.log(2) / num_bytes
+
+
+def packed(ces: Sequence[float], num_tokens: Sequence[int]) -> float:
+    """FuseLLM's figure for a row of several blocks: each block's mean cross-entropy, averaged over tokens."""
+    if not sum(num_tokens):
+        raise FuserlError("a row without tokens has no cross-entropy")
+    return sum(ce * count for ce, count in zip(ces, num_tokens, strict=True)) / sum(num_tokens)
+
+
+def min_ce(ces: Sequence[float], close: Closeness = closeness) -> int:
+    """Which model's distributions are taken: the largest r; ties go to the first, where the target stands.
+
+    Raises:
+        FuserlError: there is no model, or a cross-entropy is no number.
+    """
+    rs = _rs(ces, close)
+    return rs.index(max(rs))
+
+
+def pairwise(target: float, sources: Sequence[float], close: Closeness = closeness) -> list[bool]:
+    """FuseChat: for each source its own target model, which learns from the pair; True where the source is taken."""
+    return [min_ce([target, source], close) == 1 for source in sources]
+
+
+def avg_ce_weights(ces: Sequence[float], close: Closeness = closeness) -> list[float]:
+    """softmax(r), r = exp(-CE) in (0, 1): as published, so weights of two models are within a factor of e."""
+    exponents = [math.exp(r) for r in _rs(ces, close)]
+    return [one / sum(exponents) for one in exponents]
+
+
+def fuse_min_ce(ces: Sequence[float], rows: Sequence[TopK], close: Closeness = closeness) -> TopK:
+    """The whole sequence of one model."""
+    _require(ces, rows)
+    return rows[min_ce(ces, close)]
+
+
+def fuse_avg_ce(ces: Sequence[float], rows: Sequence[TopK], close: Closeness = closeness) -> TopK:
+    """The weighted mean of all models at every position; it may have as many tokens as all of them have together."""
+    _require(ces, rows)
+    weights = avg_ce_weights(ces, close)
+    ids = np.concatenate([one.ids for one in rows], axis=1)
+    shares = np.concatenate([one.probs * weight for one, weight in zip(rows, weights, strict=True)], axis=1)
+    return merged(ids, shares, added)
+
+
+def _rs(ces: Sequence[float], close: Closeness) -> list[float]:
+    if not len(ces):
+        raise FuserlError("there is no model to choose from")
+    wrong = [place for place, ce in enumerate(ces) if not math.isfinite(ce)]
+    if wrong:
+        raise FuserlError(
+            f"the cross-entropy of model {wrong[0]} is {ces[wrong[0]]}",
+            hint="leave the text out: FuseChat drops samples that a model cannot score",
+        )
+    return [close(float(ce)) for ce in ces]
+
+
+def _require(ces: Sequence[float], rows: Sequence[TopK]) -> None:
+    if len(ces) != len(rows) or len({len(one) for one in rows}) > 1:
+        raise FuserlError(
+            f"{len(ces)} cross-entropies and distributions of {[len(one) for one in rows]} positions do not belong together"
+        )
