@@ -55,7 +55,7 @@ def write_run(
     if scores is not None:
         (folder / "test.jsonl").write_text("\n".join(map(json.dumps, _answers(scores, domains, texts))) + "\n")
     summary = {
-        "objective": config.objective.name,
+        "objective": (given or {}).get("objective.name", "fusesft"),
         "seed": seed,
         "train_seconds": 10.0 + seed,
         "weight_entropy": 0.9 + 0.1 * seed,

@@ -12,7 +12,7 @@ from fuserl.errors import FuserlError
 from fuserl.evaluation.measures import Metric, available, scores, shared_by_all
 from fuserl.evaluation.methods import Method
 from fuserl.evaluation.runs import Run
-from fuserl.evaluation.statistics import Estimate, bootstrap_ends, holm, two_way, unmatched
+from fuserl.evaluation.statistics import Estimate, Numbers, bootstrap_ends, holm, two_way, unmatched
 
 SIGNIFICANT = 0.05  # of the corrected p
 ENOUGH = 3  # seeds in common that are worth leaving out the others for
@@ -163,7 +163,7 @@ def _judged(row: Row, baseline: Method, p_holm: float, metric: Metric) -> Row:
     return replace(row, p_holm=p_holm, verdict=verdict)
 
 
-def _known(number: np.ndarray) -> float | None:
+def _known(number: Numbers) -> float | None:
     return float(number) if np.isfinite(number) else None
 
 

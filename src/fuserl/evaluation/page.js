@@ -3,11 +3,17 @@
 
 const rows = (table) => [...table.tBodies[0].rows];
 
-function drawFigures() {
-  for (const place of document.querySelectorAll("div.figure")) {
-    const figure = JSON.parse(place.nextElementSibling.textContent);
-    Plotly.newPlot(place, figure.data, figure.layout, { displaylogo: false, responsive: true, modeBarButtonsToRemove: ["lasso2d", "select2d"] });
-  }
+let shown = null; // which methods the filter lets through; null: all
+
+// One figure after the other, so that the page can be used before the last is drawn.
+function drawFigures(places) {
+  if (!places.length) return;
+  const [place, ...others] = places;
+  const figure = JSON.parse(place.nextElementSibling.textContent);
+  const bar = { displaylogo: false, responsive: true, modeBarButtonsToRemove: ["lasso2d", "select2d"] };
+  Plotly.newPlot(place, figure.data, figure.layout, bar);
+  hideTraces(place);
+  setTimeout(() => drawFigures(others));
 }
 
 // A cell's number, "0.512 [0.40, 0.62]" is 0.512; NaN where it begins with none.
@@ -43,23 +49,26 @@ function matching(labels, text) {
   return labels.map((label) => words.every((word) => label.toLowerCase().includes(word)));
 }
 
+function hideTraces(place) {
+  if (!shown || !place.data) return;
+  const own = [...place.data.keys()].filter((index) => place.data[index].meta && "method" in place.data[index].meta);
+  if (own.length) Plotly.restyle(place, { visible: own.map((index) => shown[place.data[index].meta.method]) }, own);
+}
+
 function filterBy(labels, text, told) {
-  const shown = matching(labels, text);
+  shown = matching(labels, text);
   for (const row of document.querySelectorAll("[data-method]")) row.hidden = !shown[Number(row.dataset.method)];
-  for (const place of document.querySelectorAll("div.figure")) {
-    const own = [];
-    place.data.forEach((trace, index) => { if (trace.meta && "method" in trace.meta) own.push(index); });
-    if (own.length) Plotly.restyle(place, { visible: own.map((index) => shown[place.data[index].meta.method]) }, own);
-  }
+  document.querySelectorAll("div.figure").forEach(hideTraces);
   told.textContent = `${shown.filter(Boolean).length} of ${labels.length} methods`;
 }
 
-drawFigures();
 for (const button of document.querySelectorAll("th button")) button.addEventListener("click", () => sortBy(button.closest("th")));
 const field = document.querySelector(".filter input");
 if (field) {
   const labels = JSON.parse(document.querySelector(".filter script").textContent);
   const told = document.querySelector(".filter output");
   field.addEventListener("input", () => filterBy(labels, field.value, told));
-  filterBy(labels, field.value, told);
+  if (field.value) filterBy(labels, field.value, told);
+  else told.textContent = `${labels.length} methods`;
 }
+drawFigures([...document.querySelectorAll("div.figure")]);

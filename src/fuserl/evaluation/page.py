@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -115,7 +116,7 @@ def _domains(comparison: Comparison):
     runs = [run for method in comparison.methods for run in method.runs]
     names = shared_by_all(runs)
     for metric in dict.fromkeys((comparison.metric.name, "test/score", "val/accuracy", "val/nll")):
-        found = sorted(name.split("/domain/")[1] for name in names if name.startswith(f"{metric}/domain/"))
+        found = sorted(name.removeprefix(f"{metric}/domain/") for name in names if name.startswith(f"{metric}/domain/"))
         if found:
             return drawn.domains(comparison, by_domain(comparison, found, metric), metric)
     return []
@@ -172,14 +173,15 @@ def _cut(text: str) -> str:
 
 def _runs(comparison: Comparison) -> Table:
     names = further(comparison)
+    top = os.path.commonpath([run.path.parent for method in comparison.methods for run in method.runs])
     rows, methods = [], []
     for index, method in enumerate(comparison.methods):
         for run in sorted(method.runs, key=lambda run: run.seed):
             numbers = [value(run, comparison.metric), *(value(run, Metric(name, "last")) for name in names)]
-            rows.append([method.label, str(run.seed), *map(short, numbers), str(run.path)])
+            rows.append([method.label, str(run.seed), *map(short, numbers), os.path.relpath(run.path, top)])
             methods.append(index)
     colours = [styles(comparison)[index].colour for index in methods]
-    head = ["method", "seed", comparison.metric.name, *names, "folder"]
+    head = ["method", "seed", comparison.metric.name, *names, f"in {top}"]
     return Table(head, rows, labels=frozenset({0, len(head) - 1}), methods=methods, colours=colours, sortable=True)
 
 
