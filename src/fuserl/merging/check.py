@@ -48,7 +48,10 @@ def require_readable(folder: Path, forms: Sequence[Form], *, reload_gb: float) -
 @torch.no_grad()
 def _require_an_answer(folder: Path) -> None:
     from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
 
+    showed = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder, dtype="auto", local_files_only=True, use_safetensors=True, output_loading_info=True
@@ -57,6 +60,9 @@ def _require_an_answer(folder: Path) -> None:
         lost: Any = told["missing_keys"] or told["unexpected_keys"] or told["mismatched_keys"]
     except Exception as error:  # of every architecture its own
         raise _broken(folder, str(error).splitlines()[0][:200]) from error
+    finally:
+        if showed:
+            logging.enable_progress_bar()
     if lost:
         raise _broken(folder, f"{sorted(lost)[0]} has no place or no weight")
     tokens = torch.arange(PROBE)[None] % model.get_input_embeddings().num_embeddings

@@ -6,7 +6,7 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -33,6 +33,7 @@ class Place:
     dtype: torch.dtype
 
 
+@runtime_checkable
 class Weights(Protocol):
     """One model's tensors, one at a time."""
 

@@ -51,7 +51,10 @@ class MergeFolder:
             )
         before, now = manifest["settings"], json.loads(json.dumps(settings.decisive(config, FREE), default=str))
         if changed := sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key)):
-            lines = ", ".join(f"{key}: {before.get(key)!r} -> {now.get(key)!r}" for key in changed[:5])
+            shown = [
+                key for key in changed if not key.startswith("merge.method.")
+            ] or changed  # those follow from others
+            lines = ", ".join(f"{key}: {before.get(key)!r} -> {now.get(key)!r}" for key in shown[:5])
             raise FuserlError(
                 f"this folder holds a merge with other settings ({lines})", where=str(self.path), hint=hint
             )

@@ -20,7 +20,7 @@ class Threshold:
     value: float
     ties: int
 
-    def masks(self, pieces: Iterable[Float[Tensor, " c"]]) -> Iterator[Bool[Tensor, " c"]]:
+    def masks(self, pieces: Iterable[Float[Tensor, " _"]]) -> Iterator[Bool[Tensor, " _"]]:
         """Which elements of each piece belong to the k largest; all pieces, in their order."""
         left = self.ties
         for piece in pieces:
@@ -33,7 +33,7 @@ class Threshold:
 
 
 def k_largest(
-    pieces: Callable[[], Iterable[Float[Tensor, " c"]]], how_many: Callable[[int], int], dtype: torch.dtype
+    pieces: Callable[[], Iterable[Float[Tensor, " _"]]], how_many: Callable[[int], int], dtype: torch.dtype
 ) -> Threshold:
     """The threshold of the k largest of numbers that are not negative.
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import repeat
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
@@ -33,6 +33,7 @@ class Merged:
     coefficients: Callable[[], Sequence[float] | None]  # of each expert: the mean over the elements; None: it has none
 
 
+@runtime_checkable
 class Method(Protocol):
     """How one tensor of each model becomes one."""
 
