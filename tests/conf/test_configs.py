@@ -69,7 +69,7 @@ NEEDS = {  # what a recipe must be given
 def test_every_stage_of_every_recipe_composes(recipe):
     given = [f"{NEEDS[recipe]}=some where"] if recipe in NEEDS else []
     planned = jobs(compose("pipeline", [f"recipe={recipe}", "output=out", *given]))
-    assert len(planned) >= 2
+    assert planned
     for number, (stage, job) in enumerate(planned, 1):
         assert job.output == f"out/{number:02d}_{stage.name}"
         if stage.verb == "train":
