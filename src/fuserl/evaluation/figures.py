@@ -89,6 +89,7 @@ def styled(figure: go.Figure, title: str, x: str, y: str) -> go.Figure:
         height=400,
         margin={"l": 60, "r": 20, "t": 50, "b": 50},
         legend={"orientation": "h", "y": -0.2},
-        font={"family": "system-ui, sans-serif", "size": 13},
+        font={"family": "system-ui, sans-serif", "size": 13, "color": "#44403c"},
+        bargap=0.25,
     )
     return figure
