@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -73,14 +74,14 @@ def test_the_ends_of_the_temperature_are_best_and_uniform():
 
 
 def test_the_miniature_is_read_best_by_reward():
-    groups = list(read_groups(MINIATURE, split="validation"))[:30]
+    groups = list(islice(read_groups(MINIATURE, split="validation"), 30))
     best, first = (signals(groups, SOURCES, field="score", best=best) for best in (True, False))
     assert (best.reward >= first.reward).all()
-    by_hand = max((one for one in groups[0].responses if one.source == "llama"), key=lambda one: one.reward)
+    by_hand = max((one for one in groups[0].responses if one.source == "llama"), key=lambda one: one.reward or 0.0)
     assert (best.reward[0, 1], best.truth[0, 1]) == (by_hand.reward, by_hand.extra["score"])
 
 
 def test_data_without_truth_is_refused():
-    groups = list(read_groups(MINIATURE, split="validation"))[:3]
+    groups = list(islice(read_groups(MINIATURE, split="validation"), 3))
     with pytest.raises(FuserlError, match="no prompt has answers"):
         signals(groups, SOURCES, field="no_such_field")
