@@ -56,6 +56,12 @@ def test_pipelines_that_begin_alike_share_their_first_stage(tmp_path):
     assert other[1] != po[0], "a stage's name must know what it starts from"
 
 
+def test_where_a_sweep_lies_does_not_rename_its_jobs(tmp_path):
+    choice = "recipe.po=fusepo_dpo,fusepo_rloo"
+    near, far = (planned("pipeline", [choice, f"output={folder}"]).jobs for folder in ("out", tmp_path / "elsewhere"))
+    assert [job.folder.name for job in near] == [job.folder.name for job in far]
+
+
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_every_overlay_gives_jobs(overlay):
     if overlay == "optuna":

@@ -157,10 +157,11 @@ def test_a_search_is_told_the_metric(tmp_path, cache):
     assert f"best_value: {best}" in found
 
 
-def test_pipelines_share_a_stage_and_each_has_its_own_end(tmp_path, cache):
+def test_pipelines_share_a_stage_and_each_has_its_own_end(tmp_path, cache, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     short = ["recipe.sft_steps=2", "recipe.po_steps=2", 'recipe.measured=["probe.prompts=0"]', "hydra/launcher=basic"]
     each = f'overrides=["logger=csv","data.limit=40","data.validation_limit=8","{cache}"]'
-    sweep("pipeline", ["recipe.po=fusepo_dpo,dpo_best", *short, each, f"output={tmp_path / 'out'}"])
+    sweep("pipeline", ["recipe.po=fusepo_dpo,dpo_best", *short, each, "output=out"])
     summaries = [json.loads(path.read_text()) for path in (tmp_path / "out").glob("train-*/summary.json")]
     assert sorted(summary["objective"] for summary in summaries) == ["dpo_best", "fusepo_dpo", "fusesft"]
     ends = [json.loads(path.read_text())["last_stage"] for path in (tmp_path / "out").glob("pipeline-*/summary.json")]

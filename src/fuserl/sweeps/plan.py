@@ -77,7 +77,7 @@ def job_folder(verb: str, sweep: Path, cfg: DictConfig) -> Path:
     A pipeline's stages lie in the same folder, so that jobs share the stages they have in common.
     """
     if verb == "pipeline":
-        stages = [str(job.output) for _, job in stages_of(cfg, shared=sweep)]
+        stages = [Path(job.output).name for _, job in stages_of(cfg, shared=sweep)]
         return sweep / f"pipeline-{hashlib.sha256(json.dumps(stages).encode()).hexdigest()[:12]}"
     return sweep / digest(verb, plain(cfg))
 

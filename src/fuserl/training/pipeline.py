@@ -85,13 +85,25 @@ def jobs(cfg: DictConfig, shared: Path | None = None) -> list[tuple[Stage, DictC
             job.seed = cfg.seed
         if stage.trains_on() and model is not None:
             job.target.path = str(model)
-        own = digest(stage.verb, plain(job)) if shared else f"{number + 1:02d}_{name}"
+        own = _by_content(stage, job, shared) if shared else f"{number + 1:02d}_{name}"
         folders[name] = (shared or output) / own
         job.output = str(folders[name])
         if stage.verb == "train":
             model = folders[name] / "model"
         planned.append((stage, job))
     return planned
+
+
+def _by_content(stage: Stage, job: DictConfig, shared: Path) -> str:
+    """Named by what decides its result: by the names of the stages it reads, not by where their folder lies."""
+    inside = f"{shared}/"
+
+    def placeless(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: placeless(one) for key, one in value.items()}
+        return value.replace(inside, "") if isinstance(value, str) else value
+
+    return digest(stage.verb, placeless(plain(job)))
 
 
 def _names(stages: Any) -> list[str]:
