@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: help setup bwrap demo test test-vllm check bench notebooks clean
+.PHONY: help setup bwrap browser demo test test-vllm check bench notebooks clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -30,6 +30,10 @@ bwrap:
 
 demo: setup  ## FuseSFT, the FusePO objectives and their baselines on a small world; writes runs/demo/report.html
 	$(BIN)/fuserl demo output=runs/demo
+
+# Debian's Chromium and what it draws letters with; tests that need it skip where it is missing.
+browser:  ## Chromium for the page's tests: apt-get install, needs root
+	apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends chromium fonts-dejavu-core
 
 test: setup  ## all tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal

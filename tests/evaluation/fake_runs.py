@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import json
 from collections.abc import Mapping, Sequence
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from omegaconf import OmegaConf
+import yaml
 
 from fuserl.settings import compose, plain
 
@@ -43,10 +44,14 @@ def write_run(
         texts: what stands in answers and prompts, in turn.
     """
     folder.mkdir(parents=True)
-    config = OmegaConf.create(settings())
+    config = copy.deepcopy(settings())
     for key, value in ({"seed": seed, "output": str(folder)} | dict(given or {})).items():
-        OmegaConf.update(config, key, value, force_add=True)
-    (folder / "config.yaml").write_text(OmegaConf.to_yaml(config))
+        *above, last = key.split(".")
+        node = config
+        for name in above:
+            node = node[name]
+        node[last] = value
+    (folder / "config.yaml").write_text(yaml.dump(config, Dumper=getattr(yaml, "CSafeDumper", yaml.SafeDumper)))
     rows = list(_rows(np.random.default_rng(seed), nll, domains, sources))
     with (folder / "metrics.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, ["step", *dict.fromkeys(k for row in rows for k in row if k != "step")])

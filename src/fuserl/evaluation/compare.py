@@ -49,7 +49,7 @@ def compare(cfg: DictConfig) -> Path:
     write_runs(folder / "runs.csv", comparison, left_out)
     write_page(folder / "index.html", comparison, left_out, heat=heat, answers=given["answers"])
     _write_manifest(folder, given, comparison, left_out)
-    _tell(comparison, left_out, folder)
+    tell(comparison, left_out, folder)
     return folder
 
 
@@ -125,7 +125,8 @@ def _write_manifest(
     write_text_atomically(folder / "manifest.json", json.dumps(manifest, indent=1, ensure_ascii=False, default=str))
 
 
-def _tell(comparison: Comparison, left_out: Sequence[LeftOut], folder: Path) -> None:
+def tell(comparison: Comparison, left_out: Sequence[LeftOut], folder: Path) -> None:
+    """The table, and what was left out, for the person at the terminal."""
     say_table(for_terminal(comparison))
     if comparison.baseline is None and len(comparison.rows) > 1:
         say(

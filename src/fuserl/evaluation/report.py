@@ -24,7 +24,7 @@ from plotly.offline import get_plotlyjs
 from fuserl.records.manifest import write_text_atomically
 
 HERE = Path(__file__).parent
-OURS = ("hovertemplate", "texttemplate", "template")  # written by us, with plotly's own marks
+OURS = ("hovertemplate", "texttemplate")  # written by us, with plotly's own marks
 
 
 @dataclass(frozen=True)
@@ -169,9 +169,8 @@ def _kind(table: Table, row: int, column: int) -> str:
 
 def _figure(figure: go.Figure) -> str:
     """Drawn by `page.js` from the JSON that stands behind it."""
-    drawn = escaped(figure)
-    height = int(drawn.layout.height or 400)
-    return f'<div class="figure" style="height:{height}px"></div>{_data(json.loads(drawn.to_json()))}'
+    height = int(figure.layout.height or 400)
+    return f'<div class="figure" style="height:{height}px"></div>{_data(escaped(json.loads(figure.to_json())))}'
 
 
 def _data(value: Any) -> str:
@@ -182,18 +181,10 @@ def _data(value: Any) -> str:
     return f'<script type="application/json">{text}</script>'
 
 
-def escaped(figure: go.Figure) -> go.Figure:
-    """A copy in which every text is plain text to plotly."""
-    return go.Figure(_escaped(figure.to_plotly_json()))
-
-
-def _escaped(node: Any) -> Any:
+def escaped(node: Any) -> Any:
+    """A figure's JSON in which every text is plain text to plotly, which reads a small HTML of its own in all of them."""
     if isinstance(node, str):
         return escape(node, quote=False)
     if isinstance(node, Mapping):
-        return {key: value if key in OURS else _escaped(value) for key, value in node.items()}
-    if isinstance(node, list | tuple):
-        return [_escaped(value) for value in node]
-    if getattr(node, "dtype", None) is not None and node.dtype.kind in "OUS":
-        return [_escaped(value) for value in node.tolist()]
-    return node
+        return {key: value if key in OURS else escaped(value) for key, value in node.items()}
+    return [escaped(value) for value in node] if isinstance(node, list) else node

@@ -13,8 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-from yaml import YAMLError
+import yaml
 
 from fuserl.errors import FuserlError
 from fuserl.settings import FREE, digest
@@ -142,13 +141,16 @@ def read_run(folder: Path) -> Run | LeftOut:
         run = Run(folder, settings_in(folder), _mapping(_json(folder / "summary.json"), "summary.json"))
         _ = run.series, run.answers
         return run
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, csv.Error, YAMLError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, csv.Error, yaml.YAMLError) as error:
         return LeftOut(folder, f"it cannot be read: {' '.join(str(error).split()) or type(error).__name__}")
 
 
 def settings_in(folder: Path) -> Mapping[str, Any]:
     """A run's resolved settings; ValueError or OSError where they cannot be read."""
-    return _mapping(OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"), resolve=False), "config.yaml")
+    loader = getattr(
+        yaml, "CSafeLoader", yaml.SafeLoader
+    )  # OmegaConf's own is ten times slower; here nothing is resolved
+    return _mapping(yaml.load((folder / "config.yaml").read_text(encoding="utf-8"), loader), "config.yaml")
 
 
 def _failure(folder: Path) -> str:
