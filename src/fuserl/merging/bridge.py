@@ -35,13 +35,13 @@ class Mergekit:
     weights: Sequence[float] | float | bool | None = False
     density: float | None = None
     with_base: bool = True
-    experts: tuple[int, int | None] = (1, None)
+    experts: Sequence[int | None] = (1, None)
     seed: int | None = None
 
     def require(self, num_experts: int) -> None:
         """Raises: FuserlError: mergekit is not installed, or the method does not fit so many experts."""
         _merge_tensors()
-        least, most = self.experts
+        least, most = self.experts[0] or 1, self.experts[1]
         if num_experts < least or (most is not None and num_experts > most):
             wanted = f"exactly {least}" if least == most else f"{least} or more"
             raise FuserlError(
