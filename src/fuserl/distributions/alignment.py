@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Int
+
+Ids = Sequence[int] | Int[np.ndarray, "_"]  # token ids of a text
 
 
 @dataclass(frozen=True)

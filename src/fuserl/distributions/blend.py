@@ -25,7 +25,7 @@ def closeness(ce: float) -> float:
 
 
 def closeness_bf16(ce: float) -> float:
-    """The same rounded to bf16, as FuseChat's code keeps it: models closer than 2^-8 tie, and the target wins."""
+    """The same rounded to bf16, as FuseChat's code keeps it: models that are nearly as good tie, and the target wins."""
     return float(torch.exp(-torch.tensor(ce, dtype=torch.float64)).to(torch.bfloat16))
 
 

@@ -14,13 +14,12 @@ from jaxtyping import Int
 from rapidfuzz.distance import Levenshtein
 from rapidfuzz.process import cdist
 
-from fuserl.distributions.alignment import Alignment, of_path
+from fuserl.distributions.alignment import Alignment, Ids, of_path
 from fuserl.distributions.halving import long_path
 from fuserl.distributions.warping import Room, accumulated, traced
 
 CELLS = 1 << 19  # of the tables of the texts that are computed together: they stay in the processor's cache
 LARGEST = 1 << 22  # cells of one table; a larger one is halved, so memory stays linear in the tokens
-Ids = Sequence[int] | Int[np.ndarray, " tokens"]
 
 
 def dtw(source: Sequence[str], target: Sequence[str]) -> Alignment:

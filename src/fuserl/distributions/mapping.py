@@ -12,16 +12,16 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from jaxtyping import Int
 
-from fuserl.distributions.alignment import Alignment
+from fuserl.distributions.alignment import Alignment, Ids
 from fuserl.distributions.topk import Combine, TopK, merged
 from fuserl.distributions.vocabulary import Map
 from fuserl.errors import FuserlError
 
 GOLD, OWN = -1, -2  # instead of a source position
-Chosen = Int[np.ndarray, " target"]
+Chosen = Int[np.ndarray, "_"]  # [target]
 
 
-def next_tokens(ids: Sequence[int]) -> Int[np.ndarray, " target"]:
+def next_tokens(ids: Ids) -> Int[np.ndarray, " target"]:
     """The token behind each, -1 behind the last.
 
     >>> next_tokens([5, 6, 7]).tolist()
@@ -30,9 +30,7 @@ def next_tokens(ids: Sequence[int]) -> Int[np.ndarray, " target"]:
     return np.append(np.asarray(ids, dtype=np.int64)[1:], -1) if len(ids) else np.zeros(0, dtype=np.int64)
 
 
-def choose_equal(
-    alignment: Alignment, source: Sequence[int], target: Sequence[int], equal: Callable[[int, int], bool]
-) -> Chosen:
+def choose_equal(alignment: Alignment, source: Ids, target: Ids, equal: Callable[[int, int], bool]) -> Chosen:
     """EM and MinED: the source position where exactly one is matched and its token is the target's; else gold.
 
     Args:
@@ -62,8 +60,8 @@ def same_text_or_mapped(source: Sequence[str], target: Sequence[str], g: Map) ->
 
 def choose_spelled(
     alignment: Alignment,
-    source: Sequence[int],
-    target: Sequence[int],
+    source: Ids,
+    target: Ids,
     source_texts: Sequence[str],
     target_texts: Sequence[str],
 ) -> Chosen:
@@ -101,7 +99,7 @@ def map_rows(
     steps: TopK,
     chosen: Chosen,
     to_target: Map,
-    gold: Int[np.ndarray, " target"],
+    gold: Chosen,
     own: TopK,
     *,
     combine: Combine,
@@ -144,7 +142,7 @@ def map_rows(
     return result
 
 
-def _require(alignment: Alignment, source: Sequence[int], target: Sequence[int]) -> None:
+def _require(alignment: Alignment, source: Ids, target: Ids) -> None:
     if len(alignment.first) != len(target) or alignment.num_source != len(source):
         raise FuserlError(
             f"an alignment of {alignment.num_source} with {len(alignment.first)} tokens, but {len(source)} and {len(target)} are given",

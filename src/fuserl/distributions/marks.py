@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from fuserl.distributions.alignment import Ids
 from fuserl.errors import FuserlError
 
 SPACE = "▁"  # SentencePiece's mark
@@ -65,7 +66,7 @@ class Vocabulary:
         content = [self.names, [piece.hex() for piece in self.pieces], sorted(self.special), dict(self.roles)]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
-    def require(self, ids: Sequence[int], where: str = "") -> None:
+    def require(self, ids: Ids, where: str = "") -> None:
         """Every id is one of this vocabulary.
 
         Raises:

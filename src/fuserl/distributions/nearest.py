@@ -30,7 +30,7 @@ def nearest(wanted: Sequence[str], among: Sequence[str]) -> Int[np.ndarray, " wa
     lengths = np.array([len(text) for text in among])
     whole = max([0, *map(len, wanted), *lengths.tolist()])
     for limit in (*LIMITS, whole):
-        for length, places in _by_length(wanted, np.flatnonzero(found < 0)):
+        for length, places in _by_length(wanted, np.flatnonzero(found < 0).tolist()):
             near = np.flatnonzero(np.abs(lengths - length) <= limit)
             _search(wanted, among, places, near, limit, found)
     return found
@@ -68,7 +68,7 @@ def _left_out(text: str) -> Iterator[tuple[str, str]]:
 def _by_length(texts: Sequence[str], places: Iterable[int]) -> list[tuple[int, list[int]]]:
     groups: dict[int, list[int]] = {}
     for place in places:
-        groups.setdefault(len(texts[place]), []).append(int(place))
+        groups.setdefault(len(texts[place]), []).append(place)
     return sorted(groups.items())
 
 
@@ -78,12 +78,12 @@ def _search(
     """Fill in those that have a string within the limit."""
     if not len(near):
         return
-    others = [among[place] for place in near]
+    others = [among[place] for place in near.tolist()]
     dtype = np.uint8 if limit < 254 else np.int32
     step = max(1, CELLS // len(near))
     for start in range(0, len(places), step):
         some = np.array(places[start : start + step])
-        texts = [wanted[place] for place in some]
+        texts = [wanted[place] for place in some.tolist()]
         distances = cdist(texts, others, scorer=Levenshtein.distance, score_cutoff=limit, dtype=dtype)
         best = distances.argmin(axis=1)
         within = distances[np.arange(len(some)), best] <= limit

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
+from fuserl.distributions.alignment import Ids
 from fuserl.distributions.marks import SPACE, Vocabulary
 from fuserl.errors import FuserlError
 
@@ -32,7 +33,7 @@ def encode(tokenizer: Any, text: str, *, add_special_tokens: bool = False) -> tu
     return made.ids, made.offsets
 
 
-def token_spans(text: str, ids: Sequence[int], vocabulary: Vocabulary, offsets: Sequence | None = None) -> Spans:
+def token_spans(text: str, ids: Ids, vocabulary: Vocabulary, offsets: Sequence | None = None) -> Spans:
     """Start and end byte of every token; starts and ends never go back.
 
     Tokens that spell the text get their own bytes, also where several make one character. Where a normaliser changed
@@ -73,7 +74,7 @@ def utf8(text: str) -> bytes:
         ) from error
 
 
-def _spelled(content: bytes, ids: Sequence[int], vocabulary: Vocabulary) -> Spans | None:
+def _spelled(content: bytes, ids: Ids, vocabulary: Vocabulary) -> Spans | None:
     """Spans of tokens that spell the text one after the other, None where they do not."""
     pieces, special, starts_with = vocabulary.pieces, vocabulary.special, content.startswith
     ends, at = [0], 0
@@ -101,7 +102,7 @@ def _places_without(content: bytes) -> np.ndarray:
     return np.append(0, np.cumsum(np.concatenate(steps)[:-1]))
 
 
-def _searched(content: bytes, ids: Sequence[int], vocabulary: Vocabulary) -> Spans:
+def _searched(content: bytes, ids: Ids, vocabulary: Vocabulary) -> Spans:
     """Spans of tokens each of which is looked for a little ahead of the one before."""
     spans, at = np.full((len(ids), 2), -1, dtype=np.int64), 0
     for number, token in enumerate(ids):

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, UInt
 
 from fuserl.distributions.topk import TopK
 from fuserl.errors import FuserlError
@@ -45,7 +45,7 @@ class Sample:
     notes: Mapping[str, Any]  # what was kept beside them
 
     @property
-    def ids(self) -> Int[np.ndarray, "tokens k"]:
+    def ids(self) -> UInt[np.ndarray, "tokens k"]:
         """Token ids, the likeliest first; no copy."""
         return self.rows["ids"]
 

@@ -18,7 +18,7 @@ class TopK:
     """Row i: what a model expects behind token i. Places without a token have id -1 and log-prob -inf."""
 
     ids: Int[np.ndarray, "rows k"]
-    logps: Float[np.ndarray, "rows k"]  # nats
+    logps: Float[np.ndarray, "_ _"]  # [rows, k], nats
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -19,7 +19,7 @@ from jaxtyping import Int
 from rapidfuzz.distance import Levenshtein
 from rapidfuzz.process import cpdist
 
-from fuserl.distributions.alignment import Alignment
+from fuserl.distributions.alignment import Alignment, Ids
 from fuserl.distributions.marks import Vocabulary
 from fuserl.distributions.nearest import nearest
 from fuserl.errors import FuserlError
@@ -99,7 +99,7 @@ class Together:
         self._new: list[np.ndarray] = []
         self._held = 0
 
-    def add(self, alignment: Alignment, source: Sequence[int], target: Sequence[int]) -> None:
+    def add(self, alignment: Alignment, source: Ids, target: Ids) -> None:
         """Count the matches of one text."""
         path = alignment.path()
         self._new.append(
