@@ -19,12 +19,15 @@ from fuserl.models.kernels import backends
 from fuserl.models.reference_folder import DAY, Kept, caches, prune
 from fuserl.rewards.sandbox import HINT, bubblewrap
 from fuserl.training.summary import gpu_name, versions
+from fuserl.training.wandb_run import mode
 
 EXTRAS = {
     "vllm": "vllm",
     "flash_attn": "flash",
     "deepspeed": "deepspeed",
     "ray": "ray",
+    "submitit": "slurm",
+    "optuna": "optuna",
     "mergekit": "merge",
     "lm_eval": "eval",
 }
@@ -55,12 +58,11 @@ def doctor(cfg: DictConfig) -> None:
 
 
 def _machine() -> list[tuple[str, str, str]]:
-    key = bool(os.environ.get("WANDB_API_KEY")) or (Path.home() / ".netrc").exists()
     return [
         ("processor", f"{os.cpu_count()} cores, {torch.get_num_threads()} threads used", ""),
         ("GPU", gpu_name() or "none", "" if gpu_name() else "everything runs on the processor"),
         ("disk", f"{shutil.disk_usage('.').free / 2**30:.0f} GiB free here", ""),
-        ("W&B", os.environ.get("WANDB_MODE", "online" if key else "offline"), "`logger=csv` turns it off"),
+        ("W&B", mode(), "`logger=csv` turns it off"),
     ]
 
 
