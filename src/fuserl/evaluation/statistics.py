@@ -186,7 +186,7 @@ def bootstrap_ends(scores: Float[ndarray, "*batch S P"], *, seed: int = 0) -> tu
     found = two_way(scores)
     rng = np.random.default_rng(seed)
     weights = [rng.multinomial(n, np.full(n, 1 / n), RESAMPLES) / n for n in (num_seeds, num_prompts)]
-    deviations = np.einsum("...sb,bs->...b", scores @ weights[1].T, weights[0]) - found.mean[..., None]
+    deviations = np.einsum("...sb,bs->...b", scores @ weights[1].T, weights[0]) - np.asarray(found.mean)[..., None]
     spread = deviations.std(-1)
     stretch = (
         np.sqrt(found.variance)
