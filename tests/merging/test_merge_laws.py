@@ -33,8 +33,7 @@ PUBLISHED = {
 METHODS: dict[str, Weighted] = {
     f"sce {name} {select} {unit}": sce.sce(select=select, variant=variant, unit=UNITS[unit])
     for name, variant in VARIANTS.items()
-    for select in (0.3, 1.0)
-    for unit in ("matrix", "element")
+    for select, unit in ((0.3, "matrix"), (1.0, "matrix"), *([(0.3, "element")] if name == "paper" else []))
 } | {f"varm {unit}": varm.varm(unit=UNITS[unit]) for unit in ("matrix", "element")}
 
 
@@ -67,8 +66,8 @@ def test_varm_gives_the_published_weights():
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-@pytest.mark.parametrize("select", [0.1, 0.29, 0.5, 1.0])
-@pytest.mark.parametrize("shape", [(1,), (7,), (64,), (3, 5), (11, 13)], ids=str)
+@pytest.mark.parametrize("select", [0.1, 0.29, 1.0])
+@pytest.mark.parametrize("shape", [(1,), (7,), (64,), (11, 13)], ids=str)
 def test_the_vectorised_method_is_the_literal_one(shape, select, name):
     deltas = draw(4, *shape)
     deltas[:, ..., 0] = deltas[0, ..., 0]  # places that do not vary
@@ -97,7 +96,12 @@ def test_the_k_largest_are_those_of_a_sort(k, dtype):
     numbers[::7] *= 1e-30
     pieces = numbers.split(17)
     threshold = k_largest(lambda: pieces, lambda positive: min(k, positive), dtype)
-    mask = torch.cat(list(threshold.masks(pieces)))
+    masks, ties = [], threshold.ties
+    for piece in pieces:
+        mask, ties = threshold.mask(piece, ties)
+        masks.append(mask)
+    assert ties == 0
+    mask = torch.cat(masks)
     order = numbers.argsort(descending=True, stable=True)[: min(k, int(torch.count_nonzero(numbers)))]
     assert mask.nonzero().flatten().tolist() == sorted(order.tolist())
 

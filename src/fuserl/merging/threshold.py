@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -20,16 +20,21 @@ class Threshold:
     value: float
     ties: int
 
-    def masks(self, pieces: Iterable[Float[Tensor, " _"]]) -> Iterator[Bool[Tensor, " _"]]:
-        """Which elements of each piece belong to the k largest; all pieces, in their order."""
-        left = self.ties
-        for piece in pieces:
-            mask = piece > self.value
-            if left:
-                equal = (piece == self.value).nonzero().flatten()[:left]
-                mask[equal] = True
-                left -= len(equal)
-            yield mask
+    def mask(self, piece: Float[Tensor, " c"], ties: int) -> tuple[Bool[Tensor, " c"], int]:
+        """Which elements of a piece belong to the k largest.
+
+        Args:
+            ties: how many that equal the value are still to be taken, as the piece before left them.
+
+        Returns:
+            The mask, and how many are still to be taken.
+        """
+        mask = piece > self.value
+        if ties:
+            equal = (piece == self.value).nonzero().flatten()[:ties]
+            mask[equal] = True
+            ties -= len(equal)
+        return mask, ties
 
 
 def k_largest(

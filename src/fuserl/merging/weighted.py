@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import repeat
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -114,9 +113,11 @@ class Weighted:
 
     def _masked(self, inputs: Inputs, threshold: Threshold | None) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
         """(base, deltas, mask) of every piece."""
-        varying = (variance(deltas) for _, deltas in inputs.pieces())
-        masks = threshold.masks(varying) if threshold else repeat(None)
-        for (base, deltas), mask in zip(inputs.pieces(), masks, strict=False):  # `repeat` has no end
+        ties = threshold.ties if threshold else 0
+        for base, deltas in inputs.pieces():
+            mask = None
+            if threshold:
+                mask, ties = threshold.mask(variance(deltas), ties)
             yield base, deltas, mask
 
     def _energies(self, inputs: Inputs, threshold: Threshold | None) -> Energies:
