@@ -58,7 +58,7 @@ check: setup  ## lint, types, import rules, tests
 	$(BIN)/lint-imports
 	$(MAKE) test
 
-BENCHMARKS := dpo_against_trl sft_against_trl matmul_share scaling sweep tokenising deduplicating selecting merging plan_memory sampling verifiers reward_model
+BENCHMARKS := dpo_against_trl sft_against_trl matmul_share scaling sweep tokenising deduplicating aligning selecting merging plan_memory sampling verifiers reward_model
 
 bench: setup  ## every benchmark, equality first; tables go to benchmarks/results/ (about an hour and a half on 2 cores)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,bench]'
