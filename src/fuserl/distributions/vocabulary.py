@@ -12,6 +12,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -186,5 +187,6 @@ def cached(folder: Path, name: str, source: Vocabulary, target: Vocabulary, make
             hint="make room, or give another `cache`",
         ) from error
     finally:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
     return found
