@@ -14,7 +14,7 @@ from fuserl import settings
 from fuserl.errors import FuserlError
 from fuserl.evaluation.comparing import Comparison, chosen_metric, compared
 from fuserl.evaluation.measures import available
-from fuserl.evaluation.methods import Method, method_named, methods_of
+from fuserl.evaluation.methods import Method, method_named, methods_of, only_with
 from fuserl.evaluation.page import write_page
 from fuserl.evaluation.runs import LeftOut, Run, find_runs
 from fuserl.evaluation.tables import for_terminal, printable, write_runs, write_table
@@ -36,6 +36,7 @@ def compare(cfg: DictConfig) -> Path:
     """
     given = plain(cfg)
     found, left_out = find_runs(_texts(given["runs"], "runs"))
+    found = only_with(found, given["only"]) if given["only"] else found
     metric = chosen_metric(found, given["metric"], given["at"])
     runs = [run for run in found if metric.name in available(run)]
     left_out += [LeftOut(run.path, f"it has no {metric.name}") for run in found if metric.name not in available(run)]

@@ -74,6 +74,21 @@ def methods_of(
     ]
 
 
+def only_with(runs: Sequence[Run], wanted: Mapping[str, Any]) -> list[Run]:
+    """Runs that have these settings, whole keys or last parts.
+
+    Raises:
+        FuserlError: no run has such a setting, or none has all these values.
+    """
+    every = _settings(runs)
+    texts = {_key(name, every, "`only`"): json.dumps(value, sort_keys=True) for name, value in wanted.items()}
+    kept = [run for run, one in zip(runs, every, strict=True) if all(one.get(key) == texts[key] for key in texts)]
+    if not kept:
+        there = "; ".join(f"{key} is {', '.join(sorted({one.get(key, 'absent') for one in every}))}" for key in texts)
+        raise FuserlError("no run has these settings", where="`only`", hint=there)
+    return kept
+
+
 def _settings(runs: Sequence[Run]) -> list[dict[str, str]]:
     """What decides each run apart from its seed, as JSON texts by key; a model that a run trained is that run's method."""
     outputs = {str(run.config.get("output")): run.config for run in runs}
@@ -126,15 +141,15 @@ def _telling(every: Sequence[Mapping[str, str]], keys: Sequence[str]) -> list[st
     return chosen
 
 
-def _key(name: str, every: Sequence[Mapping[str, str]]) -> str:
-    """The one setting that a name of `by` means."""
+def _key(name: str, every: Sequence[Mapping[str, str]], where: str = "`by`") -> str:
+    """The one setting that a name means."""
     known = {key for one in every for key in one}
     if name in known:
         return name
     ending = sorted(key for key in known if key.endswith(f".{name}"))
     if not ending:
         differing = ", ".join(_differing(every)) or "none"
-        raise FuserlError(f"no run has a setting `{name}`", where="`by`", hint=f"runs differ in: {differing}")
+        raise FuserlError(f"no run has a setting `{name}`", where=where, hint=f"runs differ in: {differing}")
     return min(ending, key=_rank)
 
 
