@@ -302,8 +302,11 @@ def test_a_position_without_a_distribution_is_clm(name: str, tail: str, tau: flo
     fused, policy = parts(tau=tau)
     empty = fused._replace(kept=torch.zeros_like(fused.kept))
     policy = policy._replace(rest=torch.cat([policy.logits, policy.rest[:, None]], dim=1).logsumexp(dim=1))
+    policy = policy._replace(rest=policy.rest.requires_grad_())
     sums = summed(empty, policy, OWNER, ALL, num_sequences=U, divergence=DIVERGENCES[name], tail=tail)
     assert_close(sums.divergence, sums.clm)
+    slopes = (torch.autograd.grad(part.sum(), policy.rest, retain_graph=True)[0] for part in sums[:2])
+    assert_close(*slopes)
     assert sums.num_given.tolist() == [0.0] * U
     assert given(empty).tolist() == [False] * T
     assert_close(run(empty, policy, share=partial(distillation.fixed, value=0.3), temperature_power=2).sum, sums.clm)

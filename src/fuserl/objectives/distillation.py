@@ -156,9 +156,7 @@ def events(fused: Fused, policy: Policy, *, tail: str = "renormalise") -> Events
     one_of("tail", tail, "renormalise", "bucket", "drop")
     tau, dtype = policy.temperature, policy.logits.dtype
     nothing = torch.full_like(policy.rest, -torch.inf)
-    known = given(fused)
     tail_T = nothing if tail == "renormalise" else fused.tail.to(dtype) / tau
-    tail_T = torch.where(known, tail_T, 0.0)  # a row of nothing has no softmax
     log_p = _normalised(torch.where(fused.kept, fused.logps.to(dtype) / tau, -torch.inf), tail_T).detach()
     kept = torch.where(fused.kept, policy.logits, -torch.inf)
     if tail == "renormalise":
@@ -176,7 +174,7 @@ def _normalised(kept: Float[Tensor, "T k"], bucket: Float[Tensor, " T"]) -> Floa
 
 
 def _finite(logs: Float[Tensor, "T E"]) -> Float[Tensor, "T E"]:
-    return torch.where(logs > NOTHING, logs, NOTHING)
+    return torch.where(logs > NOTHING, logs, NOTHING)  # the softmax of a row without a token is NaN: nothing as well
 
 
 def summed(
