@@ -16,7 +16,16 @@ import fuserl
 from fuserl.errors import FuserlError
 
 # Settings of a training run that may change between a kill and its resume: they do not change what is computed.
-FREE = ("output", "resume", "metric", "logger", "trainer.accelerator", "trainer.devices", "trainer.progress_bar", "cache")
+FREE = (
+    "output",
+    "resume",
+    "metric",
+    "logger",
+    "trainer.accelerator",
+    "trainer.devices",
+    "trainer.progress_bar",
+    "cache",
+)
 
 
 def config_folder() -> Path:

@@ -171,6 +171,8 @@ def test_prompts_that_one_run_lacks_are_left_out_of_all(tmp_path):
         (["at=first"], "no place in a run"),
         (["baseline=grpo"], "no methods match"),
         (["by=[tua]"], "no run has a setting"),
+        (["only={tua: 1}"], "no run has a setting"),
+        (["only={objective.name: grpo}"], "no run has these settings"),
         (["heat=[lr]"], "a heat map takes two settings"),
         (["runs=[{a: 1}]"], "must be a list of texts"),
         (["names=[x]"], "names no label"),

@@ -8,7 +8,7 @@ import pytest
 from fake_runs import write_run
 
 from fuserl.errors import FuserlError
-from fuserl.evaluation.methods import method_named, methods_of
+from fuserl.evaluation.methods import method_named, methods_of, only_with
 from fuserl.evaluation.runs import find_runs
 
 
@@ -27,6 +27,16 @@ def test_runs_that_differ_in_seed_and_bookkeeping_alone_are_one_method(tmp_path)
     (method,) = methods(tmp_path)
     assert method.label == "objective=fusesft"
     assert sorted(method.by_seed) == [0, 1, 2]
+
+
+def test_only_the_runs_with_given_settings_are_kept(tmp_path):
+    for tau in (0.1, 1.0):
+        for seed in range(2):
+            write_run(tmp_path / f"{tau}{seed}", seed, {"weights.tau": tau, "objective.name": "fusepo_dpo"})
+    runs, _ = find_runs([str(tmp_path)])
+    assert sorted(run.seed for run in only_with(runs, {"tau": 0.1})) == [0, 1]
+    assert len(only_with(runs, {"objective.name": "fusepo_dpo", "weights.tau": 1.0})) == 2
+    assert len(only_with(runs, {"objective.name": "fusepo_dpo"})) == 4
 
 
 def test_a_setting_that_another_determines_is_not_in_the_name(tmp_path):
