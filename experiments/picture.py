@@ -42,15 +42,18 @@ def picture(figure: go.Figure, path: Path, *, width: int = 900, height: int = 42
         )  # fmt: skip
 
 
-def main(folder: Path, out: Path, title: str, measured: str) -> None:
-    """Every method's mean with its interval."""
-    with (folder / "table.csv").open(newline="", encoding="utf-8") as file:
-        rows = {
-            row["method"].lstrip("'"): Interval(float(row["mean"]), float(row["low"]), float(row["high"]))
-            for row in csv.DictReader(file)
-        }
+def main(out: Path, title: str, folders: list[Path]) -> None:
+    """Every method's mean with its interval; of several comparisons each method says whose it is."""
+    rows: dict[str, Interval] = {}
+    for folder in folders:
+        before = f"{folder.name.removeprefix('compare_')}, " if len(folders) > 1 else ""
+        with (folder / "table.csv").open(newline="", encoding="utf-8") as file:
+            for row in csv.DictReader(file):
+                name = before + row["method"].lstrip("'")
+                rows[name] = Interval(float(row["mean"]), float(row["low"]), float(row["high"]))
+                measured = row["metric"]
     picture(intervals(rows, title=title, x=measured), out, height=140 + 34 * len(rows))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], sys.argv[4])
+    main(Path(sys.argv[1]), sys.argv[2], [Path(folder) for folder in sys.argv[3:]])

@@ -7,3 +7,4 @@ $FUSERL pipeline --multirun recipe.po=fusepo_dpo,fusepo_simpo,fusepo_rloo recipe
 for po in fusepo_dpo fusepo_simpo fusepo_rloo; do
   $FUSERL compare 'runs=[runs/0003_dense_or_sparse]' "only={objective.name:$po}" baseline=best output=runs/0003_dense_or_sparse/compare_$po
 done
+.venv/bin/python experiments/picture.py experiments/0003_dense_or_sparse/figure.png "Dense against sparse, 95 % intervals" runs/0003_dense_or_sparse/compare_fusepo_*

@@ -12,3 +12,4 @@ common="data=own data.path=runs/0007_wrpo/data_\${seed} target.path=runs/0007_wr
 $FUSERL train --multirun objective=fusepo_dpo objective.beta=0.3 objective.nll=1 'data.sources=[gemma2,llama,mistral,qwen2]' $common
 $FUSERL train --multirun objective=wrpo objective.beta=0.3 objective.nll=1 objective.alpha=0,0.1,0.5 target_source=target $common
 $FUSERL compare 'runs=[runs/0007_wrpo/runs]' by=[objective.name,objective.alpha] baseline=objective.name=fusepo_dpo output=runs/0007_wrpo/compare
+.venv/bin/python experiments/picture.py experiments/0007_wrpo/figure.png "FusePO against WRPO, 95 % intervals" runs/0007_wrpo/compare
