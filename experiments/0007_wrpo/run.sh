@@ -11,5 +11,5 @@ common="data=own data.path=runs/0007_wrpo/data_\${seed} target.path=runs/0007_wr
   data.part=[0.4,1] weights.tau=0.1 max_steps=100 optimizer.lr=3e-4 logger=csv test.split=test test.samples=2 probe.prompts=64 probe.max_new_tokens=24 probe.score=fuserl.miniature.tasks.score seed=0,1,2 output=runs/0007_wrpo/runs"
 $FUSERL train --multirun objective=fusepo_dpo objective.beta=0.3 objective.nll=1 'data.sources=[gemma2,llama,mistral,qwen2]' $common
 $FUSERL train --multirun objective=wrpo objective.beta=0.3 objective.nll=1 objective.alpha=0,0.1,0.5 target_source=target $common
-$FUSERL compare 'runs=[runs/0007_wrpo/runs]' by=[objective.name,objective.alpha] baseline=objective.name=fusepo_dpo output=runs/0007_wrpo/compare
+$FUSERL compare 'runs=[runs/0007_wrpo/runs]' by=[objective.name,objective.alpha] baseline=fusepo_dpo output=runs/0007_wrpo/compare
 .venv/bin/python experiments/picture.py experiments/0007_wrpo/figure.png "FusePO against WRPO, 95 % intervals" runs/0007_wrpo/compare
