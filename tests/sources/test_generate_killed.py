@@ -114,7 +114,10 @@ def test_the_command_itself_killed_and_run_again(tmp_path):
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
     for blow in (signal.SIGKILL, signal.SIGINT):
         slowly = [*command, "+engine.seconds=0.5"]  # so that it is still at work when the blow falls
-        running = subprocess.Popen(slowly, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
+        running = subprocess.Popen(
+            slowly, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # which a suite in the background ignores
+        )  # fmt: skip
         lines, deadline = _lines(tmp_path), time.monotonic() + 60
         while _lines(tmp_path) < lines + 10:
             assert time.monotonic() < deadline

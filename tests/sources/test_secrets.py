@@ -77,10 +77,9 @@ def test_a_server_that_repeats_the_key_in_answers_errors_and_headers(ask, tmp_pa
     assert all(call.headers["authorization"] == f"Bearer {SECRET}" for call in server.calls)
 
 
-@pytest.mark.parametrize("multirun", [[], ["--multirun"]])
-def test_a_key_that_is_refused_and_repeated(ask, multirun):
+def test_a_key_that_is_refused_and_repeated(ask):
     with Server(key="another", echo=True) as server:
-        code, output = ask(server, *multirun)
+        code, output = ask(server)
     assert code != 0
     assert "the server refuses the key" in output
     assert "`OPENAI_API_KEY`" in output

@@ -138,7 +138,7 @@ def test_a_recipe_runs_its_stages_and_skips_finished_ones(tmp_path, capsys):
     extra = f"overrides={json.dumps(small)}"
     overrides = [extra, f"output={tmp_path / 'recipe'}"]
     last = pipeline(compose("pipeline", overrides))
-    assert last.name == "02_fusepo_dpo"
+    assert last.name == "02_po"
     summary = json.loads((last / "summary.json").read_text())
     assert summary["objective"] == "fusepo_dpo"
     capsys.readouterr()
@@ -151,7 +151,7 @@ def test_multirun_gives_each_job_its_own_folder(settings, tmp_path):
     command = [sys.executable, "-m", "fuserl", "train", *small, "seed=0,1", "--multirun"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert len(list((tmp_path / "runs").glob("train-*/summary.json"))) == 2
+    assert len(list((tmp_path / "runs").glob("sweep-*/train-*/summary.json"))) == 2
 
 
 def test_help_and_doctor(capsys):
