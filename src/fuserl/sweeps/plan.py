@@ -125,7 +125,7 @@ def _default_folder(verb: str, overrides: Sequence[str]) -> str:
 
 def _sweeper(verb: str, parsed: Sequence[Override]) -> DictConfig:
     """Hydra's settings of the sweeper, as the command line and the overlays of `conf/sweep` leave them."""
-    first = [row[0] for row in _lists(parsed, keep_hydra=True)]
+    first = [row[0] for row in _lists(parsed)]
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(version_base="1.3", config_dir=str(config_folder())):
@@ -140,12 +140,10 @@ def _sweeper(verb: str, parsed: Sequence[Override]) -> DictConfig:
         GlobalHydra.instance().clear()
 
 
-def _lists(parsed: Sequence[Override], *, keep_hydra: bool) -> list[list[str]]:
+def _lists(parsed: Sequence[Override]) -> list[list[str]]:
     """The choices of every setting; a continuous one counts with its key alone."""
     rows: dict[str, list[str]] = {}
     for one in parsed:
-        if _is_hydras(one) and not keep_hydra:
-            continue
         key = one.get_key_element()
         if one.is_discrete_sweep():
             rows[key] = [f"{key}={value}" for value in one.sweep_string_iterator()]
