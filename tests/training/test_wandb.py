@@ -43,6 +43,7 @@ class Recorded:
     """What one offline run left."""
 
     def __init__(self, folder: Path) -> None:
+        wandb.teardown()  # W&B's service writes the last block after `finish` has returned; this waits until it has
         (self.path,) = (folder / "wandb").glob("offline-run-*/*.wandb")
         self.config, self.summary, self.history, self.artifacts, self.exits = {}, {}, [], {}, []
         for kind, record in records(self.path):
