@@ -26,13 +26,13 @@ from benchmarks import kit
 from benchmarks.groups import TASKS, Task
 from benchmarks.models import tokenizer
 from fuserl.records.formats import ReadReport, read_groups
+from fuserl.records.reading import sides_of
 from fuserl.records.schema import Message, PromptGroup
 from fuserl.records.store import write_groups
 from fuserl.settings import compose
 from fuserl.tokens.templates import load_template
 from fuserl.tokens.tokenize import encode_group
 from fuserl.training.prepare import prepare
-from fuserl.training.reading import sides_of
 
 RESPONSES = 8  # of a prompt
 CHECKED = 200  # groups whose tokens are compared with those that are encoded alone

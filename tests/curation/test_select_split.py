@@ -11,11 +11,11 @@ from curation.select_kit import groups_of, lay, report, run, world
 from omegaconf import OmegaConf
 
 from fuserl.curation import split
+from fuserl.records import reading
+from fuserl.records.reading import sides_of
 from fuserl.records.schema import Message, PromptGroup, Response
 from fuserl.records.splits import prompt_digest
 from fuserl.settings import compose
-from fuserl.training import reading
-from fuserl.training.reading import sides_of
 
 ALL = ("rules=none", "sft=all", "po=groups")
 

@@ -23,15 +23,16 @@ from fuserl.objectives.terms import GroupScores, Objective, Pairs
 from fuserl.objectives.weights import auto_tau
 from fuserl.records.formats import ReadReport
 from fuserl.records.inputs import num_rows
+from fuserl.records.reading import Side, sides_of
 from fuserl.records.schema import PromptGroup
 from fuserl.terminal import bar
 from fuserl.tokens.plan import GroupCosts, Plan, fitting, make_plan
+from fuserl.tokens.scores import scores_of
 from fuserl.tokens.store import TokenStore
 from fuserl.tokens.templates import Template
 from fuserl.tokens.tokenize import encode_dataset
 from fuserl.training.datamodule import Split
 from fuserl.training.metrics import Slices, best_response, chosen_not_good
-from fuserl.training.reading import Side, sides_of
 
 
 @dataclass
@@ -48,20 +49,6 @@ class Prepared:
     chosen_not_good: float | None = None  # share of the training pairs that prefer an answer that is not good
     cautions: tuple[str, ...] = ()  # said before the first step
     left_out: dict[str, list[str]] = field(default_factory=dict)  # why -> prompt ids, nothing dropped silently
-
-
-def scores_of(store: TokenStore) -> GroupScores:
-    """The whole split as one table with zeros for log-probs: what depends on data alone is read off it."""
-    zeros = torch.zeros(store.rewards.shape, dtype=torch.float64)
-    return GroupScores(
-        policy_logps=zeros,
-        reference_logps=zeros,
-        num_tokens=torch.from_numpy(np.array(store.num_tokens, dtype=np.int64)),
-        rewards=torch.from_numpy(np.array(store.rewards, dtype=np.float64)),
-        source=torch.from_numpy(np.array(store.source, dtype=np.int64)).clamp(min=0),
-        given=torch.from_numpy(np.array(store.given, dtype=np.float64)),
-        valid=torch.from_numpy(np.array(store.valid, dtype=bool)),
-    )
 
 
 def build_objective(cfg: DictConfig, scores: GroupScores, sources: Sequence[str]) -> tuple[Objective, float | None]:

@@ -23,10 +23,11 @@ from fuserl.models.reference_cache import ReferenceCache
 from fuserl.models.scoring import Packed, Padded, Scoring, check_model, per_token, rows_within
 from fuserl.terminal import say
 from fuserl.tokens.collate import PADDING, GroupBatch
+from fuserl.tokens.scores import scores_of
 from fuserl.tokens.templates import Template, load_template
 from fuserl.training.datamodule import Split
 from fuserl.training.group_module import Report
-from fuserl.training.prepare import Prepared, prepare, reported_pairs, scores_of
+from fuserl.training.prepare import Prepared, prepare, reported_pairs
 
 PACK_LENGTHS = 8  # on a GPU
 PACK_TOKENS = {"cuda": 16384, "cpu": 4096}  # what `trainer.max_tokens=auto` says; larger packs gain no speed there
