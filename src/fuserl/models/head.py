@@ -83,7 +83,7 @@ def token_logps(
         again = partial(checkpoint, _differentiable, use_reentrant=False, preserve_rng_state=False)
         return torch.cat([again(hidden[cut], head, labels[cut]) for cut in cuts])
     room = room or Workspace()
-    with _in_one_precision(hidden, head) as (states, cast):
+    with in_one_precision(hidden, head) as (states, cast):
         return torch.cat([_exponentials(states[cut], cast, labels[cut], room).logps for cut in cuts])
 
 
@@ -159,7 +159,7 @@ class _HeadLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, hidden, weight, bias, head, labels, owner, spans, loss, rows, linear, room):
-        with _in_one_precision(hidden, head) as (states, cast):
+        with in_one_precision(hidden, head) as (states, cast):
             gradients = _Gradients(states, cast, ctx.needs_input_grad)
             total, logps = _walk(gradients, labels, owner, spans, loss, rows, linear, room)
         ctx.gradients = gradients
@@ -181,10 +181,15 @@ class _HeadLoss(torch.autograd.Function):
 
 
 @contextmanager
-def _in_one_precision(hidden: Tensor, head: Head) -> Iterator[tuple[Tensor, Head]]:
-    """States and weights in the precision that autocast asks for, and autocast out of the way."""
+def in_one_precision(hidden: Tensor, head: Head, dtype: torch.dtype | None = None) -> Iterator[tuple[Tensor, Head]]:
+    """States and weights in one precision, and autocast out of the way.
+
+    Args:
+        dtype: of both; None: what autocast asks for, else that of the states.
+    """
     device = hidden.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+    if dtype is None:
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
     with torch.autocast(device, enabled=False):
         bias = None if head.bias is None else head.bias.to(dtype)
         yield hidden.to(dtype), Head(head.weight.to(dtype), bias, head.softcap, head.scale)

@@ -16,7 +16,9 @@ from fuserl.models.attention import packing
 from fuserl.models.head import Head, LossAt, Workspace, head_loss, token_logps
 from fuserl.models.layout import PackLayout
 from fuserl.models.spans import Span, few, spans_of
-from fuserl.objectives.terms import GroupScores, Totals
+from fuserl.models.support import at_support, of_logits
+from fuserl.objectives.distillation import Policy
+from fuserl.objectives.terms import GroupScores, Number, Totals
 from fuserl.tokens.collate import GroupBatch, Segment
 
 TableLoss = Callable[[GroupScores], Totals]  # an objective's loss with its progress filled in
@@ -39,6 +41,10 @@ class Scoring(Protocol):
 
     def loss(self, model: nn.Module, batch: GroupBatch, loss: TableLoss) -> PackLoss:
         """The objective on the pack."""
+        ...
+
+    def support(self, model: nn.Module, batch: GroupBatch, temperature: Number) -> Policy:
+        """What a divergence from the pack's distributions reads of the policy, at every trained token."""
         ...
 
 
@@ -72,6 +78,13 @@ class Packed:
             )
         )  # fmt: skip
 
+    def support(self, model: nn.Module, batch: GroupBatch, temperature: Number) -> Policy:
+        """See `Scoring`."""
+        return at_support(
+            trained_states(model, batch, self.backend), Head.of(causal_lm(model)), batch.labels, batch.support_ids,
+            rows=self.rows, temperature=temperature, room=self.room,
+        )  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Padded:
@@ -85,6 +98,21 @@ class Padded:
         """See `Scoring`."""
         logps = score_padded(model, batch)
         return PackLoss(loss(table(batch, logps)).sum.sum(), logps.detach())
+
+    def support(self, model: nn.Module, batch: GroupBatch, temperature: Number) -> Policy:
+        """See `Scoring`."""
+        ids, mask, _ = _padded(batch)
+        logits = causal_lm(model)(input_ids=ids, attention_mask=mask, use_cache=False).logits
+        row, place = (torch.tensor(part, dtype=torch.long, device=ids.device) for part in _predicting(batch))
+        return of_logits(logits[row, place], batch.labels, batch.support_ids, temperature=temperature)
+
+
+def _predicting(batch: GroupBatch) -> tuple[list[int], list[int]]:
+    """(row, column) of the padded table where each trained token is predicted."""
+    branches = [segment for segment in batch.segments if not segment.is_prompt]
+    ends = [s.prompt[1] - s.prompt[0] + s.end - s.start for s in branches]
+    places = [range(end - s.trained - 1, end - 1) for s, end in zip(branches, ends, strict=True)]
+    return [row for row, mine in enumerate(places) for _ in mine], [at for mine in places for at in mine]
 
 
 def _loss_at(batch: GroupBatch, loss: TableLoss, span: Span, logps: Tensor) -> LossAt:
@@ -165,19 +193,24 @@ def table(batch: GroupBatch, logps: Float[Tensor, " U"]) -> GroupScores:
 
 def score_padded(model: nn.Module, batch: GroupBatch) -> Float[Tensor, " U"]:
     """The oracle: every response with its own prompt, padded, with transformers' masks and full logits."""
-    base, rows = causal_lm(model), unpacked(batch)
+    ids, mask, trained = _padded(batch)
+    logits = causal_lm(model)(input_ids=ids, attention_mask=mask, use_cache=False).logits
+    logps = logits.to(torch.promote_types(torch.float32, logits.dtype)).log_softmax(-1)
+    chosen = logps.gather(2, ids[:, 1:, None]).squeeze(2)  # cutting the last position off would cost a copy
+    return torch.where(trained[:, 1:], chosen, 0.0).sum(dim=1)
+
+
+def _padded(batch: GroupBatch) -> tuple[Tensor, Tensor, Tensor]:
+    """(ids, mask, which are trained), [U, longest] each; a row of nothing where there is no response."""
+    rows = unpacked(batch)
     longest = max((len(ids) for ids, _ in rows), default=1)
-    device = batch.input_ids.device
-    ids = torch.zeros(max(len(rows), 1), longest, dtype=torch.long, device=device)
+    ids = torch.zeros(max(len(rows), 1), longest, dtype=torch.long, device=batch.input_ids.device)
     mask, trained = torch.zeros_like(ids), torch.zeros_like(ids, dtype=torch.bool)
     for number, (row, is_trained) in enumerate(rows):
         ids[number, : len(row)], mask[number, : len(row)] = row, 1
         trained[number, : len(row)] = is_trained
     mask[:, 0] = 1
-    logits = base(input_ids=ids, attention_mask=mask, use_cache=False).logits
-    logps = logits.to(torch.promote_types(torch.float32, logits.dtype)).log_softmax(-1)
-    chosen = logps.gather(2, ids[:, 1:, None]).squeeze(2)  # cutting the last position off would cost a copy
-    return torch.where(trained[:, 1:], chosen, 0.0).sum(dim=1)[: max(len(rows), 1)]
+    return ids, mask, trained
 
 
 def unpacked(batch: GroupBatch) -> list[tuple[Tensor, Tensor]]:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from fuserl.models.head import Head, Workspace, _in_one_precision
+from fuserl.models.head import Head, Workspace, in_one_precision
 from fuserl.objectives.distillation import Policy
 from fuserl.objectives.terms import Number, within
 
@@ -49,6 +49,20 @@ def at_support(
     return Policy(logits, gold, rest, tempered, setting.temperature)
 
 
+def of_logits(
+    logits: Float[Tensor, "T V"], labels: Int[Tensor, " T"], ids: Int[Tensor, "T k"], *, temperature: Number = 1.0
+) -> Policy:
+    """The same from all logits, by autograd: for models whose head is not known, and the oracle."""
+    wide = logits.to(torch.promote_types(torch.float32, logits.dtype))
+    there = ids >= 0
+    held = wide.new_zeros(len(wide), wide.shape[1] + 1, dtype=torch.bool)
+    held = held.scatter(1, torch.where(there, ids, wide.shape[1]), True)[:, :-1]
+    tau = float(within("temperature", temperature, "(0, inf)"))
+    rest, tempered = (torch.where(held, -torch.inf, wide / part).logsumexp(dim=1) for part in (1.0, tau))
+    picked = torch.where(there, wide.gather(1, ids.clamp(min=0)), 0.0)
+    return Policy(picked, wide.gather(1, labels[:, None])[:, 0], rest, tempered, tau)
+
+
 class _Setting(NamedTuple):
     softcap: float | None
     scale: float
@@ -64,7 +78,7 @@ class _AtSupport(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, hidden, weight, bias, labels, ids, setting, room):
-        with _in_one_precision(hidden, Head(weight, bias, setting.softcap, setting.scale)) as (states, head):
+        with in_one_precision(hidden, Head(weight, bias, setting.softcap, setting.scale)) as (states, head):
             wide = torch.promote_types(torch.float32, states.dtype)
             logits = torch.zeros(ids.shape, dtype=wide, device=hidden.device)
             gold, rest, tempered = (torch.empty(len(hidden), dtype=wide, device=hidden.device) for _ in range(3))
@@ -88,9 +102,7 @@ class _AtSupport(torch.autograd.Function):
     def backward(ctx, *slopes):
         hidden, weight, bias, labels, ids, rest, tempered = ctx.saved_tensors
         setting, dtype = ctx.setting, ctx.precision
-        with torch.autocast(hidden.device.type, enabled=False):
-            cast = None if bias is None else bias.to(dtype)
-            states, head = hidden.to(dtype), Head(weight.to(dtype), cast, setting.softcap, setting.scale)
+        with in_one_precision(hidden, Head(weight, bias, setting.softcap, setting.scale), dtype) as (states, head):
             found = _Gradients.empty(states, head, ctx.needs_input_grad)
             for cut in setting.cuts(len(hidden)):
                 mine, sums = (tuple(part[cut] for part in parts) for parts in (slopes, (rest, tempered)))

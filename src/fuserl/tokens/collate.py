@@ -8,7 +8,7 @@ position  0 1 2   3 4   3 4 5   0 1   2 3      each branch continues its prompt
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,6 +20,14 @@ from fuserl.tokens.plan import first_of_kind
 from fuserl.tokens.store import TokenStore
 
 PADDING = 128  # tokens of one stretch of padding: a prompt of its own, which nobody reads
+
+
+class Support(NamedTuple):
+    """What is expected at n trained tokens of a response, first to last: the likeliest k tokens of each."""
+
+    ids: np.ndarray  # [n, k], each at most once a row; -1 where there is none
+    logps: np.ndarray  # [n, k], nats
+    tail: np.ndarray  # [n], log of the probability of all others
 
 
 class Segment(NamedTuple):
@@ -58,6 +66,9 @@ class GroupBatch(NamedTuple):
     count_in_step: Float[Tensor, ""]  # denominator of the whole optimiser step
     progress: Float[Tensor, ""]  # share of the run's steps done before this one
     segments: tuple[Segment, ...]  # the stream's prompts and branches, in order
+    support_ids: Int[Tensor, "R k"] | None = None  # what is expected in a label's place; -1: no token
+    support_logps: Float[Tensor, "R k"] | None = None  # nats
+    support_tail: Float[Tensor, " R"] | None = None  # log of the probability of all other tokens
 
     def to(self, device: torch.device | str, **kwargs: Any) -> GroupBatch:
         """The same pack with its tensors on another device."""
@@ -75,6 +86,7 @@ def collate(
     progress: float = 0.0,
     truncate: int | None = None,
     multiple: int = 1,
+    support: Callable[[int, int], Support] | None = None,
 ) -> GroupBatch:
     """Lay out the used responses of some groups.
 
@@ -85,12 +97,13 @@ def collate(
         units: [N, K], see `Segment.unit`; one a prompt where None.
         truncate: cut responses so that prompt and response have at most so many tokens.
         multiple: the stream is padded up to a multiple of so many tokens.
+        support: what is expected at the trained tokens of a response, given its row and column in the store.
     """
     rows = np.asarray(groups, dtype=np.int64)
     valid = np.asarray(used[rows] & store.valid[rows], dtype=bool)
     first = first_of_kind(store, used, rows)
     kind = np.asarray(store.duplicate_of)[rows]
-    stream = _Stream()
+    stream, expected = _Stream(), []
     table = np.full(valid.shape, -1, dtype=np.int64)
     for number, row in enumerate(rows.tolist()):
         prompt = stream.add_prompt(store.prompt(row), number)
@@ -101,6 +114,9 @@ def collate(
                 branch, lead = store.branch(row, column)[:room], int(store.untrained[row, column])
                 unit = 0 if units is None else int(units[row, column])
                 owner_of_kind[int(kind[number, column])] = stream.add_branch(prompt, branch, lead, unit)
+                if support is not None:
+                    whole, trained = support(row, column), stream.segments[-1].trained
+                    expected.append(Support(*(part[:trained] for part in whole)))
             table[number, column] = owner_of_kind[int(kind[number, column])]
     trained = np.array([branch.trained for branch in stream.segments if not branch.is_prompt] + [0], dtype=np.int64)
     stream.pad(-stream.length % multiple, len(rows))
@@ -123,7 +139,20 @@ def collate(
         count_in_step=torch.tensor(count_in_step, dtype=torch.float64),
         progress=torch.tensor(progress, dtype=torch.float64),
         segments=tuple(stream.segments),
+        **({} if support is None else _joined(expected)),
     )
+
+
+def _joined(expected: Sequence[Support]) -> dict[str, Tensor]:
+    """A pack's, in the order of its labels."""
+    ids, logps, tail = (
+        zip(*expected, strict=True) if expected else ([np.zeros((0, 1))], [np.zeros((0, 1))], [np.zeros(0)])
+    )
+    return {
+        "support_ids": torch.from_numpy(np.concatenate(ids).astype(np.int64)),
+        "support_logps": torch.from_numpy(np.concatenate(logps).astype(np.float32)),
+        "support_tail": torch.from_numpy(np.concatenate(tail).astype(np.float32)),
+    }
 
 
 class _Stream:
