@@ -32,10 +32,15 @@ def scores() -> GroupScores:
     )
 
 
+MUST_BE_GIVEN = {"distill": ["objective.distillation.path=some where"]}  # nothing is opened here
+
+
 @pytest.mark.parametrize("objective", options("objective"))
 @pytest.mark.parametrize("weights", options("weights"))
 def test_every_objective_runs_with_every_weight_rule(objective, weights):
-    cfg = compose("train", [f"objective={objective}", f"weights={weights}", "target_source=c"])
+    cfg = compose(
+        "train", [f"objective={objective}", f"weights={weights}", "target_source=c", *MUST_BE_GIVEN.get(objective, [])]
+    )
     built, _ = build_objective(cfg, scores(), ("a", "b", "c"))
     totals = built.loss(scores(), progress=0.5)
     assert built.name == objective
@@ -101,7 +106,9 @@ def test_every_verb_composes(verb):
 @pytest.mark.parametrize("objective", options("objective"))
 def test_a_user_can_set_at_most_84_things(objective):
     """`_target_`, `_partial_` and copies of another setting are wiring, not knobs."""
-    tree = OmegaConf.to_container(compose("train", [f"objective={objective}"]), resolve=False)
+    tree = OmegaConf.to_container(
+        compose("train", [f"objective={objective}", *MUST_BE_GIVEN.get(objective, [])]), resolve=False
+    )
     copies = re.compile(r"\$\{[.\w]+\}")
     knobs = [
         key

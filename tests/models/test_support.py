@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import kit
 import pytest
 import torch
@@ -14,7 +12,7 @@ from fuserl.errors import FuserlError
 from fuserl.models.head import Head, Workspace
 from fuserl.models.scoring import trained_states
 from fuserl.models.support import at_support
-from fuserl.objectives.distillation import Fused, Policy, cross_entropy, distill, fixed, jensen_shannon
+from fuserl.objectives.distillation import Fused, Policy, combined, cross_entropy, jensen_shannon, summed
 from fuserl.tokens.collate import collate
 
 T, D, V = 7, 6, 11
@@ -136,11 +134,8 @@ def test_full_logits_never_exist(temperature: float, softcap: float | None, dtyp
 
     def step(policy: Policy) -> None:
         owner, mask = labels % 3, torch.ones(num, dtype=torch.bool)
-        share = partial(fixed, value=0.9)
-        totals = distill(
-            fused, policy, owner, mask, num_sequences=3, divergence=jensen_shannon, share=share, tail="bucket"
-        )
-        totals.sum.sum().backward()
+        sums = summed(fused, policy, owner, mask, num_sequences=3, divergence=jensen_shannon, tail="bucket")
+        combined(sums, 0.9).sum.sum().backward()
 
     with Largest() as seen:
         step(at_support(hidden, Head(weight, None, softcap), labels, ids, rows=rows, temperature=temperature))
@@ -166,10 +161,8 @@ def test_a_whole_model_learns_what_the_papers_formula_teaches(tmp_path, name: st
     with kit.KeepDouble():
         states = trained_states(ours, batch, "sdpa")
         policy = at_support(states, Head.of(ours), batch.labels, ids, rows=5, temperature=temperature)
-        totals = distill(
-            fused, policy, batch.owner, mask, num_sequences=4, divergence=cross_entropy,
-            share=partial(fixed, value=0.9), tail="renormalise",
-        )  # fmt: skip
+        sums = summed(fused, policy, batch.owner, mask, num_sequences=4, divergence=cross_entropy, tail="renormalise")
+        totals = combined(sums, 0.9)
         totals.sum.sum().backward()
         wanted = torch.zeros(())
         for owner, sequence in enumerate(s for s in batch.segments if not s.is_prompt):

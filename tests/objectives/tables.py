@@ -76,11 +76,15 @@ def objective(name: str, *settings: str) -> Objective:
     """
     groups = dict(item.split("=") for item in settings if item.split("=")[0] in ("weights", "pairs"))
     cfg = OmegaConf.create({"target_source": TARGET})
+    for group, file in (("divergence", "cross_entropy"), ("share", "fixed")):
+        cfg[group] = OmegaConf.load(CONF / group / f"{file}.yaml")
     cfg.objective = OmegaConf.load(CONF / "objective" / f"{name}.yaml")
     cfg.weights = OmegaConf.load(CONF / "weights" / f"{groups.get('weights', 'softmax')}.yaml")
     cfg.pairs = OmegaConf.load(CONF / "pairs" / f"{groups.get('pairs', 'per_source')}.yaml")
     if "tau" in cfg.weights:
         cfg.weights.tau = 0.3
+    if "distillation" in cfg.objective:
+        cfg.objective.distillation.path = "some where"
     cfg.merge_with_dotlist([item for item in settings if item.split("=")[0] not in ("weights", "pairs")])
     return instantiate(cfg.objective)
 

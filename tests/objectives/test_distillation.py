@@ -13,7 +13,7 @@ from torch.testing import assert_close
 
 from fuserl.errors import FuserlError
 from fuserl.objectives import distillation
-from fuserl.objectives.distillation import Fused, Policy, Sums, combined, distill, events, given, summed
+from fuserl.objectives.distillation import Fused, Policy, Sums, combined, events, given, summed
 
 T, V, U = 7, 9, 3
 FLOOR = 1e-6
@@ -258,10 +258,9 @@ def parts(seed: int = 0, k: int = 4, tau: float = 1.0) -> tuple[Fused, Policy]:
 
 
 def run(fused: Fused, policy: Policy, owner=OWNER, mask=ALL, name: str = "cross_entropy", **changed):
-    setting = dict(
-        num_sequences=U, divergence=DIVERGENCES[name], share=partial(distillation.fixed, value=0.9), tail="bucket"
-    )
-    return distill(fused, policy, owner, mask, **(setting | changed))
+    share = changed.pop("share", partial(distillation.fixed, value=0.9))(changed.pop("progress", 0.0))
+    setting = dict(num_sequences=U, divergence=DIVERGENCES[name], tail="bucket")
+    return combined(summed(fused, policy, owner, mask, **(setting | changed)), share)
 
 
 def with_nan(values: NamedTuple, rows: torch.Tensor):

@@ -12,10 +12,12 @@ from omegaconf import OmegaConf
 
 from fuserl.objectives.terms import GroupScores
 
-FILES = sorted((CONF / "objective").glob("*.yaml")) + sorted((CONF / "weights").glob("*.yaml"))
+FILES = [
+    path for group in ("objective", "weights", "divergence", "share") for path in sorted((CONF / group).glob("*.yaml"))
+]
 STRUCTURE = (  # keys that speak for themselves
     *("_target_", "_partial_", "name", "reads", "starts_at_ln2", "uses_reference", "pool", "normalize"),
-    *("weights", "pairs", "loss", "select"),
+    *("weights", "pairs", "loss", "select", "distillation"),
 )
 
 
@@ -36,7 +38,7 @@ def test_every_objective_builds_and_runs(name: str) -> None:
     totals = built.loss(scores, progress=0.5)
     assert (totals.weight > 0).any()
     assert built.select(scores).any()
-    assert (built.pairs is None) == name.endswith(("sft", "sft_best"))
+    assert (built.pairs is None) == name.endswith(("sft", "sft_best", "distill"))
     if built.pairs is not None:
         pairs = built.pairs(scores)
         assert ((pairs.weight > 0) == pairs.valid).all()
@@ -129,6 +131,6 @@ def test_every_key_has_a_comment(path) -> None:
 def test_names_that_users_rely_on() -> None:
     for name in ("dpo_best", "fusepo_dpo", "fusepo_simpo", "wrpo", "wrpo_simpo"):
         assert "beta" in OmegaConf.load(CONF / "objective" / f"{name}.yaml")
-    for name in [n for n in NAMES if "sft" not in n]:
+    for name in [n for n in NAMES if "sft" not in n and n != "distill"]:
         assert {"nll", "count"} <= set(OmegaConf.load(CONF / "objective" / f"{name}.yaml"))
     assert {"kl", "clip"} <= set(OmegaConf.load(CONF / "objective" / "fusepo_rloo.yaml"))

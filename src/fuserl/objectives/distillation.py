@@ -21,12 +21,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from fuserl.errors import FuserlError
 from fuserl.objectives.terms import Number, Totals, one_of, within
 
 NOTHING = -1e4  # the log of a probability of 0: finite, so that 0 times it is 0, and so is its gradient
@@ -94,7 +96,7 @@ def reverse_kl(events: Events, *, floor: Number) -> Float[Tensor, " T"]:
     Raises:
         FuserlError: `floor` is out of range.
     """
-    least = math.log(within("divergence.floor", floor, "(0, 1)"))
+    least = math.log(within("/divergence.floor", floor, "(0, 1)"))
     log_p = torch.cat([events.log_p[:, :-1], events.log_p[:, -1:].clamp(min=least)], dim=1)
     return _kl(events.log_q, log_p)
 
@@ -115,7 +117,7 @@ def fixed(progress: Number, *, value: Number) -> float:
     Raises:
         FuserlError: `value` is out of range.
     """
-    return float(within("share.value", value, "[0, 1]"))
+    return float(within("/share.value", value, "[0, 1]"))
 
 
 def rising(progress: Number, *, start: Number) -> float:
@@ -130,7 +132,7 @@ def rising(progress: Number, *, start: Number) -> float:
     >>> rising(0.0, start=0.5), rising(0.5, start=0.5), rising(1.0, start=0.5)
     (0.5, 0.75, 1.0)
     """
-    return float(within("share.start", start, "[0, 1]") * (1 - progress) + progress)
+    return float(within("/share.start", start, "[0, 1]") * (1 - progress) + progress)
 
 
 def given(fused: Fused) -> Bool[Tensor, " T"]:
@@ -219,6 +221,8 @@ def summed(
 def combined(sums: Sums, share: Number) -> Totals:
     """λ CLM + (1 - λ) divergence (arXiv:2402.16107 Eq. 5; the same in arXiv:2401.10491), counted in positions.
 
+    Where P has no token the loss is CLM, whatever λ.
+
     Args:
         share: λ. At 1 the divergence is not looked at, at 0 the CLM is not.
 
@@ -230,32 +234,46 @@ def combined(sums: Sums, share: Number) -> Totals:
     return Totals(sum(parts[1:], parts[0]), sums.num_tokens, (sums.num_tokens > 0).to(sums.num_tokens.dtype))
 
 
-def distill(
-    fused: Fused,
-    policy: Policy,
-    owner: Int[Tensor, " T"],
-    mask: Bool[Tensor, " T"],
-    *,
-    num_sequences: int,
-    divergence: Divergence,
-    share: Share,
-    tail: str = "renormalise",
-    temperature_power: Number = 0,
-    progress: Number = 0.0,
-) -> Totals:
-    """The loss of `objective=distill`, one total a sequence. Where P has no token the loss is CLM, whatever λ.
+@dataclass(frozen=True)
+class Distillation:
+    """What `objective=distill` puts in the place of a response's negative log-likelihood.
 
-    Args:
+    Attributes:
+        path: a folder of fused distributions, as `fuserl align` writes it.
         divergence: `cross_entropy` (the papers'), `forward_kl`, `reverse_kl` or `jensen_shannon`.
         share: λ by progress, `fixed` or `rising`.
-        progress: share of optimiser steps done, [0, 1).
-        owner, mask, num_sequences, tail, temperature_power: as in `summed`.
+        temperature: τ of both sides, > 0; 1 in the papers.
+        temperature_power: the divergence is multiplied by τ to this power, see `summed`.
+        tail: what becomes of the probability that is not kept, see `events`.
 
     Raises:
         FuserlError: a choice or a number is none of the allowed ones.
     """
-    sums = summed(
-        fused, policy, owner, mask, num_sequences=num_sequences, divergence=divergence, tail=tail,
-        temperature_power=temperature_power,
-    )  # fmt: skip
-    return combined(sums, share(progress))
+
+    path: str
+    divergence: Any  # a `Divergence`; a name instead of a function is a user's slip, answered below
+    share: Any  # a `Share`; likewise
+    temperature: Number
+    temperature_power: Number
+    tail: str
+
+    def __post_init__(self) -> None:
+        for group in ("divergence", "share"):
+            if not callable(chosen := getattr(self, group)):
+                raise FuserlError(
+                    f"`{chosen}` is no function",
+                    where=f"`objective.distillation.{group}`",
+                    hint=f"choose a file of `conf/{group}` with `{group}={chosen}`",
+                )
+        within("distillation.temperature", self.temperature, "(0, inf)")
+        within("distillation.temperature_power", self.temperature_power, "[0, inf)")
+        one_of("distillation.tail", self.tail, "renormalise", "bucket", "drop")
+        self.share(0.0)  # both say now what is wrong with their numbers
+        self.divergence(Events(torch.zeros(1, 2), torch.zeros(1, 2)))
+
+    def sums(self, fused: Fused, policy: Policy, owner: Int[Tensor, " T"], *, num_sequences: int) -> Sums:
+        """See `summed`."""
+        return summed(
+            fused, policy, owner, torch.ones_like(owner, dtype=torch.bool), num_sequences=num_sequences,
+            divergence=self.divergence, tail=self.tail, temperature_power=self.temperature_power,
+        )  # fmt: skip

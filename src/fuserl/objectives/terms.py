@@ -64,6 +64,7 @@ class Objective:
         units: `units(scores) -> Int[P, K]`: a slope depends on log-probs of the same number alone; None where it
             may depend on all of its prompt. Uses rewards, sources and validity only. It saves memory, nothing else.
         reads: what the data must hold, for messages: "rewards", "samples" (several of one source), "target".
+        distillation: a `distillation.Distillation`: `policy_logps` are then its mixed losses, negated, while training.
     """
 
     name: str
@@ -75,6 +76,7 @@ class Objective:
     linear: bool = False
     units: Callable[[GroupScores], Tensor] | None = None
     reads: tuple[str, ...] = ()
+    distillation: Any = None
 
     @classmethod
     def of(
@@ -88,6 +90,7 @@ class Objective:
         linear: bool = False,
         units: Callable[[GroupScores], Tensor] | None = None,
         reads: Iterable[str] = (),
+        distillation: Any = None,
         **hypers: Any,
     ) -> Objective:
         """An objective whose hyper-parameters stand beside its name, so that `objective.beta=0.1` sets one.
@@ -120,12 +123,16 @@ class Objective:
                 hint=f"the loss takes {', '.join(sorted(set(takes) - {'progress'}))}",
             )
         return cls(
-            name, partial(loss, **hypers), select, pairs, uses_reference, starts_at_ln2, linear, units, tuple(reads)
-        )
+            name, partial(loss, **hypers), select, pairs, uses_reference, starts_at_ln2, linear, units, tuple(reads),
+            distillation,
+        )  # fmt: skip
 
 
 def within(key: str, value: Number, interval: str) -> Number:
     """`value`, if it is a number in the interval, such as "(0, inf)" or "[0, 0.5)".
+
+    Args:
+        key: below `objective`; with a slash in front, from the top.
 
     Raises:
         FuserlError: it is not.
@@ -137,7 +144,9 @@ def within(key: str, value: Number, interval: str) -> Number:
     inside = isinstance(value, float | int) and low <= value <= high
     if not inside or (value == low and interval[0] == "(") or (value == high and interval[-1] == ")"):
         raise FuserlError(
-            f"`{value}` is no value of `{key}`", where=f"`objective.{key}`", hint=f"give a number in {interval}"
+            f"`{value}` is no value of `{key.lstrip('/')}`",
+            where=f"`{key[1:] if key.startswith('/') else f'objective.{key}'}`",
+            hint=f"give a number in {interval}",
         )
     return value
 

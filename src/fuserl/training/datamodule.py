@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sized
+from collections.abc import Callable, Iterator, Sized
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,7 @@ import lightning as L
 import numpy as np
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from fuserl.tokens.collate import GroupBatch, collate
+from fuserl.tokens.collate import GroupBatch, Support, collate
 from fuserl.tokens.plan import Plan
 from fuserl.tokens.store import TokenStore
 
@@ -27,6 +27,7 @@ class Split:
     units: np.ndarray | None = None  # [N, K] which responses' slopes depend on each other's log-probs
     truncate: int | None = None  # tokens of prompt and response, where responses are cut
     multiple: int = 1  # packs are padded up to a multiple of so many tokens
+    support: Callable[[int, int], Support] | None = None  # what is expected at a response's tokens, by row and column
 
     def pack(self, step: int, position: int, rank: int) -> GroupBatch:
         """Pack number `position` of an optimiser step, as `rank` sees it."""
@@ -43,6 +44,7 @@ class Split:
             progress=step / max(1, self.plan.steps),
             truncate=self.truncate,
             multiple=self.multiple,
+            support=self.support,
         )
 
     def cost(self, row: int) -> int:

@@ -53,19 +53,22 @@ class GroupModule(L.LightningModule):
         self.latest: dict[str, float] = {}  # the newest value of every metric, for callbacks and the summary
 
     def training_step(self, batch: GroupBatch, batch_index: int) -> Tensor:
-        """Loss of one pack over the denominator of its whole optimiser step.
-
-        Lightning divides by the number of packs and averages over ranks; multiplying by both cancels that exactly.
-        """
+        """Loss of one pack over the denominator of its whole optimiser step."""
         found = self.scoring.loss(self.policy, batch, self._loss)
         self._measure(batch, found.logps, self.objective.pairs, self.report.train_domain)
-        share = self.trainer.accumulate_grad_batches * self.trainer.world_size
-        return found.sum / batch.count_in_step * share
+        return self._of_step(found.sum, batch)
 
     def validation_step(self, batch: GroupBatch, batch_index: int) -> None:
         """Add one pack to what this validation has seen."""
         logps = self.scoring.score(self.policy, batch)
         self._measure(batch, logps, self.report.pairs, self.report.validation_domain)
+
+    def _of_step(self, total: Tensor, batch: GroupBatch) -> Tensor:
+        """A pack's total over its step's denominator.
+
+        Lightning divides by the number of packs and averages over ranks; multiplying by both cancels that exactly.
+        """
+        return total / batch.count_in_step * (self.trainer.accumulate_grad_batches * self.trainer.world_size)
 
     def _loss(self, scores: GroupScores) -> Totals:
         return self.objective.loss(scores, progress=self.progress)

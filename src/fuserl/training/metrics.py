@@ -6,6 +6,7 @@ before the last moment, because a mean of means is another number.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -27,6 +28,10 @@ METRICS = (
     "accuracy",  # share of pairs with a positive margin; a margin of nothing (step 0) counts half
     "chosen_tokens",
     "rejected_tokens",
+    "clm",  # objective=distill, the loss's parts, over its denominator: loss = share · clm + (1 - share) · divergence
+    "divergence",  # where P has no token the CLM stands in
+    "given",  # share of the trained tokens for which P has a token
+    "share",  # λ
 )
 
 TIE = 1e-4  # nats: margins below it are rounding
@@ -122,6 +127,32 @@ def tally(
 
     if pairs is not None:
         _tally_pairs(into, scores, pairs, domain, against_reference=against_reference)
+    return into
+
+
+def tally_parts(
+    scores: GroupScores,
+    parts: Mapping[str, Totals],
+    num_given: Float[Tensor, "P K"],
+    share: float,
+    domain: Int[Tensor, " P"],
+    slices: Slices,
+) -> Tally:
+    """Measure what one pack's loss is mixed of.
+
+    Args:
+        parts: `clm` and `divergence`, each put through the objective's loss.
+        num_given: of each response, its trained tokens for which there is a distribution.
+        share: λ.
+    """
+    into = Tally.empty(slices, num_given.device)
+    where, present = domain + 1 + len(slices.sources), scores.valid.any(dim=1)
+    for name, totals in parts.items():
+        _add(into, name, totals.sum, totals.count, present, [where])
+    owners = [where[:, None].expand_as(scores.valid), scores.source + 1]
+    _add(into, "given", num_given, scores.num_tokens, scores.valid, owners)
+    one = torch.ones_like(present, dtype=into.sum.dtype)
+    _add(into, "share", share * one, one, present, [])
     return into
 
 

@@ -17,6 +17,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from fuserl.errors import FuserlError
+from fuserl.models.load import model_config
 from fuserl.objectives.diagnose import cautions, require_applicable
 from fuserl.objectives.pairing import across_sources, best_and_worst_of_each_source
 from fuserl.objectives.terms import GroupScores, Objective, Pairs
@@ -32,6 +33,7 @@ from fuserl.tokens.store import TokenStore
 from fuserl.tokens.templates import Template
 from fuserl.tokens.tokenize import encode_dataset
 from fuserl.training.datamodule import Split
+from fuserl.training.fused import FusedTexts
 from fuserl.training.metrics import Slices, best_response, chosen_not_good
 
 
@@ -45,6 +47,7 @@ class Prepared:
     slices: Slices
     validation_groups: list[PromptGroup]  # as many as the probe asks
     tau: float | None
+    fused: FusedTexts | None  # what the training responses are distilled from
     influence: np.ndarray  # [N, K] share of each response in its prompt's pull upwards; rows sum to 1 or 0
     chosen_not_good: float | None = None  # share of the training pairs that prefer an answer that is not good
     cautions: tuple[str, ...] = ()  # said before the first step
@@ -140,6 +143,7 @@ def prepare(cfg: DictConfig, template: Template, cache: Path, *, ranks: int, pac
         )
 
     count = totals.count.detach().numpy()
+    fused = _fused(objective, cfg, template, store, used, rows)
     return Prepared(
         objective=objective,
         train=Split(
@@ -149,16 +153,28 @@ def prepare(cfg: DictConfig, template: Template, cache: Path, *, ranks: int, pac
             _plan(cfg, store, used, rows, ranks, pack_tokens),
             units=None if objective.units is None else with_copies(objective.units(scores).numpy(), store),
             truncate=_truncate(cfg),
+            support=fused,
         ),
         validation=_validation(cfg, objective, held_out, ranks, pack_tokens) if len(held_out) else None,
         slices=Slices(sources, tuple(sorted({*store.domain_names, *held_out.domain_names}))),
         validation_groups=list(islice(sides[1].groups(ReadReport()), cfg.probe.prompts)) if len(held_out) else [],
         tau=tau,
+        fused=fused,
         influence=influence(objective, scores)[rows],
         chosen_not_good=_chosen_not_good(objective, scores, store, rows, cfg.data.good_reward),
         cautions=cautions(objective),
         left_out=left_out,
     )
+
+
+def _fused(
+    objective: Objective, cfg: DictConfig, template: Template, store: TokenStore, used: np.ndarray, rows: np.ndarray
+) -> FusedTexts | None:
+    """The distributions that the objective learns from, where it does."""
+    if objective.distillation is None:
+        return None
+    config = model_config(cfg.target.path, revision=cfg.target.revision).get_text_config()
+    return FusedTexts(objective.distillation.path, store, used, rows, template=template, vocabulary=config.vocab_size)
 
 
 def _tokens_of(side: Side, cfg: DictConfig, template: Template, cache: Path) -> TokenStore:

@@ -30,6 +30,7 @@ from fuserl.training.quiet import quiet
 from fuserl.training.setup import Setup, data_of
 from fuserl.training.summary import card, peak_memory_mb, summarise, write_manifest_of_run
 from fuserl.training.testing import answers, groups_of_test, score_of, summary_of_test, write_answers
+from fuserl.training.token_module import TokenModule
 
 
 def train(cfg: DictConfig) -> Path:
@@ -98,7 +99,8 @@ def _run(cfg: DictConfig, folder: RunFolder) -> None:
     if os.environ.get("LOCAL_RANK", "0") == "0":
         write_manifest_of_run(folder, cfg, setup.template, setup.prepared)
 
-    module = GroupModule(
+    distils = setup.prepared.objective.distillation is not None
+    module = (TokenModule if distils else GroupModule)(
         setup.policy,
         setup.scoring,
         setup.prepared.objective,
@@ -212,6 +214,10 @@ def _headline(setup: Setup, folder: RunFolder, start: int) -> str:
         lines.append(f"tau = {prepared.tau:.4g} reward units")
     if prepared.chosen_not_good is not None:
         lines.append(f"{prepared.chosen_not_good:.1%} of the judged pairs prefer an answer that is not good")
+    if prepared.fused is not None:
+        lines.append(
+            f"distributions for {prepared.fused.given:.1%} of the trained tokens, from {prepared.fused.found.folder}"
+        )
     lines += [f"left out: {len(ids)} x {why}" for why, ids in prepared.left_out.items()]
     if start:
         lines.append(f"continuing after step {start}")

@@ -45,7 +45,8 @@ def write_manifest_of_run(folder: RunFolder, cfg: DictConfig, template: Template
         "digest": digest("train", plain(cfg)),
         "command": sys.argv,
         "steps": prepared.train.plan.steps,
-        "inputs": {"data": str(cfg.data.path), "tokens": store.digest, "target": str(cfg.target.path)},
+        "inputs": {"data": str(cfg.data.path), "tokens": store.digest, "target": str(cfg.target.path)}
+        | ({} if prepared.fused is None else {"distributions": prepared.fused.identity()["digest"]}),
         "template_hash": template.hash,
         "sources": list(prepared.slices.sources),
         "domains": list(prepared.slices.domains),
@@ -109,6 +110,7 @@ def summarise(
         "prompts": len(plan.rows),
         "responses": int(prepared.train.used[plan.rows].sum()),
         "tau": prepared.tau,
+        "distributions": None if prepared.fused is None else prepared.fused.identity(),
         "weight_by_source": source_weights(prepared),
         "weight_entropy": weight_entropy(prepared),
         "pairs_chosen_not_good": prepared.chosen_not_good,
