@@ -53,12 +53,13 @@ NOISE_STRONG, NOISE_WEAK, NOISE_TARGET = 0.08, 0.70, 0.60
 SYSTEMATIC = 0.85  # of the target's mistakes
 STEPS = {"llama": 3850, "gemma2": 4650, "qwen2": 5300, "mistral": 3850, "target": 4200}  # five to six minutes each
 FILLING = ("letters", "between")  # many answers, many prompts
+WORDS = {"gemma2": 60, "qwen2": 60}  # of a source's tokenizer beside characters
 SIZES = {"train": 2000, "validation": 400, "test": 800}
 
 
 def tokenizer_for(name: str) -> PreTrainedTokenizerFast:
     """Characters for llama, mistral and the target; a small BPE for the other two."""
-    words = 60 if name in ("gemma2", "qwen2") else 0
+    words = WORDS.get(name, 0)
     backend = Tokenizer(models.BPE(unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.Split(Regex(r"[a-z]+|[0-9]| "), "isolated")
     backend.decoder = decoders.Fuse()

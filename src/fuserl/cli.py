@@ -18,12 +18,14 @@ VERBS = {
     "select": "clean, split and mix groups, with a report of everything dropped and why",
     "train": "train a target on groups of responses",
     "plan": "what a training run will need: steps, tokens, FLOPs, memory by part, hours; loads no weights",
+    "align": "what several models expect at every token, fused in the target's vocabulary",
     "merge": "a base and experts of its shape: one model",
     "pipeline": "the stages of a recipe in turn, finished ones skipped",
     "compare": "runs side by side: a table with intervals and tests, figures, one page",
     "doctor": "what this machine can do",
 }
 MODULES = {  # where a verb's function is, if not in the training module of its name
+    "align": "distributions.align",
     "merge": "merging.merge",
     "generate": "sources.generate",
     "score": "rewards.score",

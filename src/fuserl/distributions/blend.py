@@ -71,19 +71,73 @@ def avg_ce_weights(ces: Sequence[float], close: Closeness = closeness) -> list[f
     return [one / sum(exponents) for one in exponents]
 
 
+def min_ce_weights(ces: Sequence[float], close: Closeness = closeness) -> list[float]:
+    """All of the weight on the model that `min_ce` takes."""
+    best = min_ce(ces, close)
+    return [float(place == best) for place in range(len(ces))]
+
+
+def mixed(rows: Sequence[TopK], weights: Sequence[float]) -> TopK:
+    """The weighted mean of several models' distributions at every position.
+
+    Models without weight are not looked at; a single one comes back as it is. Rows may have as many tokens as those of
+    all models together.
+    """
+    taken = [(one, weight) for one, weight in zip(rows, weights, strict=True) if weight]
+    if len(taken) == 1 and taken[0][1] == 1:
+        return taken[0][0]
+    ids = np.concatenate([one.ids for one, _ in taken], axis=1)
+    return merged(ids, np.concatenate([one.probs * weight for one, weight in taken], axis=1), added)
+
+
+class MinCE:
+    """The model that reads the text best gives all of it: what both papers report as better.
+
+    Args:
+        close: `closeness`, or `closeness_bf16` as FuseChat's code rounds it.
+    """
+
+    def __init__(self, *, close: Closeness) -> None:
+        self.close = close
+
+    def weights(self, ces: Sequence[float]) -> list[float]:
+        """Of models with these cross-entropies, the target's first."""
+        return min_ce_weights(ces, self.close)
+
+    def num_mixed(self, num_models: int) -> int:
+        """How many models' tokens may stand in one row."""
+        return 1
+
+
+class AvgCE:
+    """All models give, with weights softmax(exp(-CE)).
+
+    Args:
+        close: as in `MinCE`.
+    """
+
+    def __init__(self, *, close: Closeness) -> None:
+        self.close = close
+
+    def weights(self, ces: Sequence[float]) -> list[float]:
+        """Of models with these cross-entropies, the target's first."""
+        return avg_ce_weights(ces, self.close)
+
+    def num_mixed(self, num_models: int) -> int:
+        """How many models' tokens may stand in one row."""
+        return num_models
+
+
 def fuse_min_ce(ces: Sequence[float], rows: Sequence[TopK], close: Closeness = closeness) -> TopK:
     """The whole sequence of one model."""
     _require(ces, rows)
-    return rows[min_ce(ces, close)]
+    return mixed(rows, min_ce_weights(ces, close))
 
 
 def fuse_avg_ce(ces: Sequence[float], rows: Sequence[TopK], close: Closeness = closeness) -> TopK:
-    """The weighted mean of all models at every position; it may have as many tokens as all of them have together."""
+    """The weighted mean of all models at every position."""
     _require(ces, rows)
-    weights = avg_ce_weights(ces, close)
-    ids = np.concatenate([one.ids for one in rows], axis=1)
-    shares = np.concatenate([one.probs * weight for one, weight in zip(rows, weights, strict=True)], axis=1)
-    return merged(ids, shares, added)
+    return mixed(rows, avg_ce_weights(ces, close))
 
 
 def _rs(ces: Sequence[float], close: Closeness) -> list[float]:

@@ -68,23 +68,31 @@ class Source:
 
     def local_files(self) -> list[Path]:
         """The files of a local model that decide its answers; none where the path is a name."""
-        folder = Path(self.path).expanduser()
-        inside = sorted(folder.iterdir()) if folder.is_dir() else []
-        return [file for file in inside if file.suffix in DECIDING and file.name not in NEVER_READ and file.is_file()]
+        return files_of(self.path)
 
     def with_content(self) -> Source:
         """The source known by what its folder holds, so that a model trained anew there is another one.
 
         Reads all bytes of a local model; a name on the hub or at a server is left as it is.
         """
-        files = self.local_files()
-        if not files:
-            return self
-        with ThreadPoolExecutor(4) as pool:
-            parts = [
-                f"{file.name} {digest}\n" for file, digest in zip(files, pool.map(file_digest, files), strict=True)
-            ]
-        return replace(self, content="content:" + hashlib.sha256("".join(parts).encode()).hexdigest()[:32])
+        return replace(self, content=content_of(self.path) or self.content)
+
+
+def files_of(path: str) -> list[Path]:
+    """The files of a local model that decide what it says; none where the path is a name."""
+    folder = Path(path).expanduser()
+    inside = sorted(folder.iterdir()) if folder.is_dir() else []
+    return [file for file in inside if file.suffix in DECIDING and file.name not in NEVER_READ and file.is_file()]
+
+
+def content_of(path: str) -> str | None:
+    """Digest of a local model's files, all of whose bytes are read; None where the path is a name."""
+    files = files_of(path)
+    if not files:
+        return None
+    with ThreadPoolExecutor(4) as pool:
+        parts = [f"{file.name} {digest}\n" for file, digest in zip(files, pool.map(file_digest, files), strict=True)]
+    return "content:" + hashlib.sha256("".join(parts).encode()).hexdigest()[:32]
 
 
 def source_of(name: str, settings: Mapping[str, Any]) -> Source:
