@@ -88,7 +88,7 @@ def compose(verb: str, overrides: list[str]):
         with initialize_config_dir(version_base="1.3", config_dir=str(config_folder())):
             try:
                 cfg = hydra_compose(verb, overrides)
-            except (HydraException, OmegaConfBaseException) as error:
+            except (HydraException, OmegaConfBaseException, ValueError) as error:
                 raise _config_error(error, verb, overrides, hydra_compose) from error
     finally:
         GlobalHydra.instance().clear()

@@ -190,7 +190,7 @@ class _Job:
 
     def outputs(self) -> dict[str, list[int]]:
         """Name of a fused store -> the models that give into it, by place; the target, 0, is one of them."""
-        if self.given["pairs"]:
+        if self.given["pairwise"]:
             return {one.name: [0, place] for place, one in enumerate(self.models) if place}
         return {TOGETHER: list(range(len(self.models)))}
 

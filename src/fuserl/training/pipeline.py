@@ -15,7 +15,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError
 
 from fuserl.curation.select import select
+from fuserl.distributions.align import align
 from fuserl.errors import FuserlError
+from fuserl.merging.merge import merge
 from fuserl.rewards.score import score
 from fuserl.settings import compose, plain
 from fuserl.sources.generate import generate
@@ -27,8 +29,11 @@ VERBS: Mapping[str, Callable[[DictConfig], Any]] = {
     "generate": generate,
     "score": score,
     "select": select,
+    "align": align,
     "train": train,
+    "merge": merge,
 }
+MODELS = {"train": "model", "merge": "."}  # verbs that write a model, and where in their folder it lies
 HINT = "see conf/recipe/ for examples"
 
 
@@ -41,7 +46,7 @@ class Stage:
     overrides: tuple[str, ...]
 
     def trains_on(self) -> bool:
-        """Whether it starts from the model of the stage that trained before it."""
+        """Whether it starts from the model that a stage before it has made."""
         return self.verb == "train" and not any(o.lstrip("+").startswith("target.path=") for o in self.overrides)
 
 
@@ -88,8 +93,8 @@ def jobs(cfg: DictConfig, shared: Path | None = None) -> list[tuple[Stage, DictC
         own = _by_content(stage, job, shared) if shared else f"{number + 1:02d}_{name}"
         folders[name] = (shared or output) / own
         job.output = str(folders[name])
-        if stage.verb == "train":
-            model = folders[name] / "model"
+        if stage.verb in MODELS:
+            model = folders[name] / MODELS[stage.verb]
         planned.append((stage, job))
     return planned
 
