@@ -1,7 +1,8 @@
-"""Other people's rows, turned into ours: UltraFeedback, TRL preferences, ShareGPT."""
+"""Other people's rows, turned into ours: UltraFeedback, TRL preferences, ShareGPT, plain texts."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -28,7 +29,9 @@ def looks_like(row: Any) -> str | None:
         return "ultrafeedback"
     if there & {"chosen", "rejected"} and {"chosen", "rejected"} <= row.keys():
         return "trl"
-    return "sharegpt" if "conversations" in there else None
+    if "conversations" in there:
+        return "sharegpt"
+    return "text" if "text" in there and "prompt" not in there else None
 
 
 def from_ultrafeedback(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -115,6 +118,17 @@ def from_sharegpt(row: Mapping[str, Any]) -> dict[str, Any]:
     return base | {"prompt": prompt, "responses": [answer]}
 
 
+def from_text(row: Mapping[str, Any]) -> dict[str, Any]:
+    """`text`, which answers nothing: a block of a corpus. Its prompt names it, and `chat_template=text` does not show it."""
+    text = row.get("text")
+    if not isinstance(text, str) or not text.strip():
+        raise BadField("text", "is missing or empty")
+    digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+    base = {key: value for key, value in row.items() if key not in ("text", "source", "id")}
+    base |= {"prompt_id": _name(row, "id"), "prompt": f"text {digest}"}
+    return base | {"responses": [{"source": row.get("source") or "text", "text": text}]}
+
+
 def _name(row: Mapping[str, Any], key: str) -> str | None:
     """Other people number their rows."""
     return None if row.get(key) is None else str(row[key])
@@ -127,4 +141,4 @@ def _list(row: Mapping[str, Any], name: str) -> list[Any]:
     return value
 
 
-FOREIGN = {"ultrafeedback": from_ultrafeedback, "trl": from_trl, "sharegpt": from_sharegpt}
+FOREIGN = {"ultrafeedback": from_ultrafeedback, "trl": from_trl, "sharegpt": from_sharegpt, "text": from_text}

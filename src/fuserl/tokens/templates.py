@@ -26,6 +26,8 @@ PLAIN = (
     "{{ bos_token or '' }}{% for m in messages %}"
     "{{ m['content'] + ('\n' if m['role'] != 'assistant' else eos_token or '') }}{% endfor %}"
 )
+TEXT = "{{ bos_token or '' }}{% for m in messages if m['role'] == 'assistant' %}{{ m['content'] + (eos_token or '') }}{% endfor %}"
+NAMED = {"plain": PLAIN, "text": TEXT}
 _ANSWER = "fuserl answer"
 
 
@@ -186,8 +188,8 @@ def load_template(tokenizer: Any, *, chat_template: str | None = None, date_stri
     """A tokenizer's template, or another.
 
     Args:
-        chat_template: null for the tokenizer's own; `plain` for "prompt, newline, answer"; a path to a .jinja file; or
-            the template itself.
+        chat_template: null for the tokenizer's own; `plain` for "prompt, newline, answer"; `text` for the answer alone
+            behind BOS, as base models read a corpus; a path to a .jinja file; or the template itself.
 
     Raises:
         FuserlError: there is no template, or no token that could end a response.
@@ -225,8 +227,8 @@ def _template_text(tokenizer: Any, chat_template: str | None) -> str:
                 hint="give one with `target.chat_template=FILE.jinja`, or `target.chat_template=plain`",
             )
         return own
-    if chat_template == "plain":
-        return PLAIN
+    if chat_template in NAMED:
+        return NAMED[chat_template]
     if chat_template.endswith((".jinja", ".j2")):
         path = Path(chat_template).expanduser()
         if not path.is_file():
