@@ -1,12 +1,12 @@
 """The verb `pipeline`: the stages of a recipe in turn, each one a verb with its overrides.
 
 In a recipe `${stage:NAME}` is the folder of an earlier stage. A stage that trains starts from the model of the last one
-that did, unless it says where to start with `target.path`.
+that trained or merged, unless it says where to start with `target.path`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -170,14 +170,10 @@ def _stage(cfg: DictConfig, number: int, name: str) -> Stage:
 
 
 def _texts(value: Any, key: str) -> tuple[str, ...]:
-    """A list of overrides; a list inside it, such as an interpolation brings, is laid flat."""
+    """A list of overrides; lists inside it, such as interpolations bring, are laid flat."""
     if value is None:
         return ()
-    flat = (
-        [text for item in value for text in (item if isinstance(item, list) else [item])]
-        if isinstance(value, list)
-        else [value]
-    )
+    flat = list(_flat(value))
     if not isinstance(value, list) or not all(isinstance(item, str) for item in flat):
         raise FuserlError(
             "overrides are a list of texts",
@@ -185,3 +181,11 @@ def _texts(value: Any, key: str) -> tuple[str, ...]:
             hint="""such as `'overrides=["max_steps=10","seed=1"]'`, or by stage `'overrides={sft: ["max_steps=10"]}'`""",
         )
     return tuple(flat)
+
+
+def _flat(value: Any) -> Iterator[Any]:
+    if isinstance(value, list):
+        for item in value:
+            yield from _flat(item)
+    else:
+        yield value
