@@ -10,7 +10,7 @@ from torch.testing import assert_close
 
 from fuserl.errors import FuserlError
 from fuserl.merging import sce, units, varm
-from fuserl.merging.deltas import Inputs
+from fuserl.merging.deltas import Inputs, finite
 from fuserl.merging.threshold import k_largest
 from fuserl.merging.weighted import Weighted, taken, variance
 
@@ -243,6 +243,16 @@ def test_a_hole_is_refused_with_its_tensor(value, place):
     inputs = Inputs("model.norm.weight", models["base"], [models["a"], models["b"]], ["a", "b"], piece=5)
     with pytest.raises(FuserlError, match=rf"{place}`? has NaN or infinity in the tensor `model\.norm\.weight`"):
         inputs.require_finite()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64], ids=str)
+def test_holes_are_found_by_their_bits(dtype):
+    info = torch.finfo(dtype)
+    edges = torch.tensor([info.max, info.min, info.tiny, info.smallest_normal / 2, 0.0, -0.0, -1.0], dtype=dtype)
+    assert finite(edges)
+    assert finite(edges[:0])
+    for hole in (float("nan"), -float("nan"), float("inf"), -float("inf")):
+        assert not finite(torch.cat([edges, torch.tensor([hole], dtype=dtype)]))
 
 
 def test_arithmetic_is_in_single_precision_at_least():

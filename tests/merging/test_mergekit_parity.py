@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -14,7 +15,9 @@ from record_mergekit import NOISE, digest
 
 from fuserl.errors import FuserlError
 from fuserl.merging.bridge import Mergekit
+from fuserl.merging.configured import configured
 from fuserl.merging.deltas import Inputs
+from fuserl.settings import compose, plain
 
 ORACLE = json.loads(Path(__file__).with_name("mergekit.json").read_text())
 needs_mergekit = pytest.mark.skipif(find_spec("mergekit") is None, reason="needs the extra `merge`")
@@ -67,16 +70,31 @@ def test_a_draw_leaves_the_callers_random_numbers_alone():
     assert torch.equal(torch.random.get_rng_state(), state)
 
 
+def configured_method(name: str) -> Mergekit:
+    return configured(plain(compose("merge", ["base=x", "experts=[y]", f"merge={name}"]))["merge"]["method"])
+
+
+@needs_mergekit
+@pytest.mark.parametrize("method", ["linear", "task_arithmetic"])
+@pytest.mark.parametrize("normalize", [True, False])
+def test_in_pieces_is_the_whole(method, normalize):
+    draw = torch.Generator().manual_seed(0)
+    base, *experts = (torch.randn(7, 11, generator=draw).bfloat16() for _ in range(4))
+    made = replace(configured_method(method), weights=[0.5, 0.1, 0.7], settings={"normalize": normalize})
+    assert made.by_element
+    pieces = list(made.merge(Inputs("x", base, experts, piece=9), None).pieces)
+    assert [len(piece) for piece in pieces] == [9] * 8 + [5]
+    (whole,) = replace(made, by_element=False).merge(Inputs("x", base, experts), None).pieces
+    torch.testing.assert_close(torch.cat(pieces), whole)
+
+
 @needs_mergekit
 @pytest.mark.parametrize("method", CALLED)
 @pytest.mark.parametrize("shape", [(), (1,), (7,), (3, 5)], ids=str)
 def test_small_tensors_survive(models, method, shape):
     """Identical experts must not vanish, whatever is trimmed."""
-    from fuserl.merging.configured import configured
-    from fuserl.settings import compose, plain
-
     experts = 1 if method == "slerp" else 3
-    made = configured(plain(compose("merge", ["base=x", "experts=[y]", f"merge={method}"]))["merge"]["method"])
+    made = configured_method(method)
     base, expert = (
         torch.zeros(shape),
         torch.ones(shape) + torch.arange(max(1, torch.Size(shape).numel())).reshape(shape),

@@ -27,6 +27,7 @@ class Mergekit:
         density: share of each delta's elements that is kept, (0, 1]; null where the method takes none.
         with_base: whether the base is one of the models that it is given.
         experts: the smallest and largest number of experts; null: any.
+        by_element: whether every element is merged without the others, so that a tensor can be given in pieces.
         seed: of methods that draw; every tensor has a stream of its own, so that the order of tensors does not matter.
     """
 
@@ -36,6 +37,7 @@ class Mergekit:
     density: float | None = None
     with_base: bool = True
     experts: Sequence[int | None] = (1, None)
+    by_element: bool = False
     seed: int | None = None
 
     def require(self, num_experts: int) -> None:
@@ -69,26 +71,30 @@ class Mergekit:
         raise AssertionError("a tensor that is merged by itself")
 
     def merge(self, inputs: Inputs, energies: Energies | None) -> Merged:
-        """The whole tensor in one piece; computed in float32, or float64 where a model has that."""
-        tensors = [*([inputs.base] if self.with_base else []), *inputs.experts]
+        """In one piece, or in those of the inputs; computed in float32, or float64 where a model has that."""
         weights = self._weights(len(inputs.experts))
         parameters: dict[str, Any] = dict(self.settings)
         for name, values in (("weight", weights), ("density", self.density and [self.density] * len(inputs.experts))):
             if values:
                 parameters[name] = {place + self.with_base: value for place, value in enumerate(values)}
+        told = weights or ([self.settings["t"]] if "t" in self.settings else None)
+        given = [*([inputs.base] if self.with_base else []), *inputs.experts]
+        flat = [tensor.reshape(-1).split(inputs.piece) for tensor in given]
+        pieces = zip(*flat, strict=True) if self.by_element else [given]
+        return Merged((self._called(inputs, parameters, piece).reshape(-1) for piece in pieces), lambda: told)
+
+    def _called(self, inputs: Inputs, parameters: dict[str, Any], tensors: Sequence[Tensor]) -> Tensor:
         with torch.random.fork_rng(enabled=self.seed is not None):
             if self.seed is not None:
                 torch.manual_seed(_seed_of(self.seed, inputs.name))
-            merged = _merge_tensors()(
-                tensors,
+            return _merge_tensors()(
+                list(tensors),
                 self.method,
                 parameters=parameters,
                 base_index=0 if self.with_base else None,
                 name=inputs.name,
                 dtype=inputs.dtype,
             )
-        told = weights or ([self.settings["t"]] if "t" in self.settings else None)
-        return Merged(iter([merged.reshape(-1)]), lambda: told)
 
     def _try(self, num_experts: int) -> None:
         """Merge four numbers.
@@ -97,7 +103,7 @@ class Mergekit:
             FuserlError: mergekit does not take the settings.
         """
         try:
-            self.merge(Inputs("a trial", torch.zeros(4), [torch.arange(4.0)] * num_experts), None)
+            list(self.merge(Inputs("a trial", torch.zeros(4), [torch.arange(4.0)] * num_experts), None).pieces)
         except (ValueError, TypeError, RuntimeError) as error:
             raise FuserlError(
                 f"mergekit refuses the settings: {str(error).splitlines()[0][:200]}",

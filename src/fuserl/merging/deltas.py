@@ -12,6 +12,7 @@ from torch import Tensor
 from fuserl.errors import FuserlError
 
 PIECE = 1 << 17  # elements: a piece of all models stays in a processor's cache
+INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # of as many bytes as a float
 
 
 @dataclass(frozen=True)
@@ -58,10 +59,24 @@ class Inputs:
         for label, tensor in zip(labels, (self.base, *self.experts), strict=True):
             flat = tensor.reshape(-1)
             for start in range(0, self.elements, self.piece):
-                low, high = torch.aminmax(flat[start : start + self.piece])
-                if not (low.isfinite() and high.isfinite()):
+                if not finite(flat[start : start + self.piece]):
                     raise FuserlError(
                         f"{label} has NaN or infinity in the tensor `{self.name}`",
                         where=f"`{self.name}`",
                         hint="this checkpoint is broken (a training run that diverged, say): leave it out or take an earlier one",
                     )
+
+
+def finite(numbers: Float[Tensor, " n"]) -> bool:
+    """Whether no number is NaN or infinite: their exponents alone are all ones, and the largest bits without a sign.
+
+    Of half-precision numbers on a processor this is many times faster than `isfinite`.
+
+    >>> finite(torch.tensor([3e38, -1.0])), finite(torch.tensor([1.0, float("-inf")]))
+    (True, False)
+    """
+    if not len(numbers):
+        return True
+    integer = INTEGERS[numbers.element_size()]
+    infinity = torch.tensor(torch.inf, dtype=numbers.dtype).view(integer)
+    return bool((numbers.view(integer) & torch.iinfo(integer).max).max() < infinity)

@@ -18,7 +18,7 @@ from fuserl.errors import FuserlError
 from fuserl.merging.check import require_readable
 from fuserl.merging.checkpoint import Weights
 from fuserl.merging.configured import configured
-from fuserl.merging.deltas import Inputs
+from fuserl.merging.deltas import Inputs, finite
 from fuserl.merging.folder import FREE, MergeFolder, copy_about, sha256, write_config
 from fuserl.merging.matching import Entry, copied, entries
 from fuserl.merging.opening import opened
@@ -162,7 +162,7 @@ def _fitting(pieces: Iterable[Tensor], form: Form) -> Iterator[Tensor]:
     """
     for piece in pieces:
         converted = piece.to(form.dtype)
-        if not converted.isfinite().all():
+        if not finite(converted):
             raise FuserlError(
                 f"a number of `{form.name}` does not fit {str(form.dtype).removeprefix('torch.')}",
                 where=f"`{form.name}`",
