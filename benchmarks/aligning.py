@@ -3,8 +3,8 @@
     python -m benchmarks.aligning [--responses 1000]
 
 Responses of `zeroeval_multi`, tokens of Llama-2 and of Qwen, one thread. The literal way is that of `tests/distributions/literal.py`,
-written from the papers' formulas: a table in Python. It is timed twice: with its own edit distance, on the first responses, and
-with rapidfuzz's compiled one for every cell, as the published code calls a compiled package. Ours computes everything: distances,
+written from the papers' formulas: a table in Python. It is timed twice on all responses: once with its own edit distance, and in turn with
+ours with rapidfuzz's compiled one for every cell, as the published code calls a compiled package. Ours computes everything: distances,
 table, way back. Asserted: every path is equal, with tables as they come, with all of them halved on the first responses, and with texts
 computed one at a time.
 """
@@ -16,9 +16,8 @@ import base64
 import os
 import random
 import sys
-import time
 import tracemalloc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -27,7 +26,7 @@ from tiktoken import Encoding
 from transformers.models.llama import LlamaTokenizerFast
 
 from benchmarks import kit
-from fuserl.distributions import dtw, marks, spans
+from fuserl.distributions import dtw, marks, spans, store
 from fuserl.distributions.alignment import Alignment
 from fuserl.distributions.offsets import align_spans
 from fuserl.records.formats import read_groups
@@ -39,13 +38,14 @@ import literal
 PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-SLOWEST = 10  # responses that the literal way aligns with its own edit distance
 HALVED = 50  # responses that are aligned again, tables halved down to a few cells
+LONG = {"toy": (400, 1600), "tiny": (4000, 16000)}  # tokens of the texts whose memory is measured
 FORM = """
-{responses:,} responses of `zeroeval_multi`, {source:,} tokens of Llama-2 and {target:,} of Qwen, {cells:.1f} M cells, one thread; medians of
-{steps} repetitions after one to warm up. The literal way was timed on the first {few} responses (with its own edit distance: {slowest}),
-its whole time is that of a cell times all cells. Load of the machine at the end: {load:.1f}. Paths: equal on all {equal} responses that both ways aligned, and with halved tables.
-Memory above the tokens, one text of 4,000 and one of 16,000 tokens: {small:.1f} and {large:.1f} MB.
+{responses:,} responses of `zeroeval_multi`, {source:,} tokens of Llama-2 and {target:,} of Qwen, {cells:.1f} M cells, one thread. All ways aligned all
+responses; ours and the literal way with the compiled distance in turn, medians of {steps} repetitions after one to warm up ({spread} times
+ours); the literal way with its own distance once. Load of the machine at the end: {load:.1f}. Paths: **equal on all {equal:,} responses**, and on the
+first {halved} with halved tables and one at a time. Peak memory above the tokens, one text of {short:,} and one of {long:,} tokens: {small:.1f} and
+{large:.1f} MB, at 16 times the cells. A token of the store takes {bytes[0]} bytes (vocabulary of Llama-2) or {bytes[1]} (Qwen) at k = 10.
 """
 COLUMNS = ("way", "ns a cell", "s", "tokens/s a core", "times ours")
 
@@ -93,9 +93,9 @@ def require_equal(found: list[Alignment], paths: list[list]) -> int:
     Raises:
         AssertionError: one is another.
     """
-    for number, (alignment, path) in enumerate(zip(found, paths, strict=False)):
+    for number, (alignment, path) in enumerate(zip(found, paths, strict=True)):
         assert alignment.path().tolist() == [list(match) for match in path], f"response {number} has another path"
-    return min(len(found), len(paths))
+    return len(paths)
 
 
 def peak_mb(size: int) -> float:
@@ -120,56 +120,59 @@ def halved(pairs: list, bare: tuple) -> list[Alignment]:
         dtw.CELLS, dtw.LARGEST = together, largest
 
 
-def main() -> None:
+def table_rows(
+    seconds: Sequence[tuple[str, float]], cells: int, tokens: int, ours: float
+) -> Iterator[tuple[str, str, str, str, str]]:
+    """One a way."""
+    for name, s in seconds:
+        yield name, f"{s / cells * 1e9:,.1f}", f"{s:,.2f}", f"{tokens / s:,.0f}", f"{s / ours:,.1f}"
+
+
+def main(given: Sequence[str] | None = None) -> None:
     """Check, measure, write the table."""
     parser = kit.options(__doc__, prompts=1, steps=3)
+    parser.set_defaults(threads=1)
     parser.add_argument("--responses", type=int, default=1000)
-    parser.add_argument("--few", type=int, default=100, help="responses that the literal way aligns")
-    arguments: argparse.Namespace = parser.parse_args()
+    arguments: argparse.Namespace = parser.parse_args(given)
     torch.set_num_threads(1)
-    texts = texts_of(arguments.responses)
+    texts, device = texts_of(arguments.responses), torch.device("cpu")
     (encode, source), (encode_other, target) = tokenizers()
     pairs = [(encode(text), encode_other(text)) for text in texts]
-    bare = source.bare, target.bare
+    sides, bare = (source, target), (source.bare, target.bare)
     found = dtw.dtw_many(pairs, *bare)
-    device, few, slowest = torch.device("cpu"), pairs[: arguments.few], pairs[: min(SLOWEST, arguments.few)]
-    paths = list(literal_paths(few, (source, target), Levenshtein.distance))
+    paths: list[list] = []
+    own = kit.timed(lambda: paths.extend(literal_paths(pairs, sides, literal.edit_distance)), device)
     equal = require_equal(found, paths)
-    started = time.perf_counter()
-    slow_paths = list(literal_paths(slowest, (source, target), literal.edit_distance))
-    own = time.perf_counter() - started
-    require_equal(found, slow_paths)
-    require_equal(halved(pairs[:HALVED], bare), paths)
-    require_equal([dtw.dtw_many([pair], *bare)[0] for pair in pairs[:HALVED]], paths)
+    require_equal(halved(pairs[:HALVED], bare), paths[:HALVED])
+    require_equal([dtw.dtw_many([pair], *bare)[0] for pair in pairs[:HALVED]], paths[:HALVED])
     by_bytes = [
         (spans.token_spans(t, a, source), spans.token_spans(t, b, target))
         for t, (a, b) in zip(texts, pairs, strict=True)
     ]
     timed = kit.in_turn(
         lambda: dtw.dtw_many(pairs, *bare),
-        lambda: list(literal_paths(few, (source, target), Levenshtein.distance)),
+        lambda: list(literal_paths(pairs, sides, Levenshtein.distance)),
         arguments.steps,
         device,
     )
     offsets = kit.median(
         kit.timed(lambda: [align_spans(*one) for one in by_bytes], device) for _ in range(arguments.steps)
     )
-    cells, few_cells, slow_cells = (sum(len(a) * len(b) for a, b in some) for some in (pairs, few, slowest))
-    tokens = sum(len(a) + len(b) for a, b in pairs)
-    ours = kit.median(timed.ours)
+    num_source, num_target = sum(len(a) for a, _ in pairs), sum(len(b) for _, b in pairs)
+    cells, ours = sum(len(a) * len(b) for a, b in pairs), kit.median(timed.ours)
     ways = [
-        ("literal, its own edit distance", own / slow_cells * cells),
-        ("literal, compiled edit distance", kit.median(timed.theirs) / few_cells * cells),
+        ("literal, its own edit distance", own),
+        ("literal, compiled edit distance", kit.median(timed.theirs)),
         ("**ours**", ours),
         ("by bytes (another alignment)", offsets),
     ]
-    rows = [
-        (name, f"{s / cells * 1e9:,.1f}", f"{s:,.2f}", f"{tokens / s:,.0f}", f"{s / ours:,.1f}") for name, s in ways
-    ]
+    short, long = LONG["toy" if arguments.size == "toy" else "tiny"]
     form = FORM.strip().format(
-        responses=len(texts), source=sum(len(a) for a, _ in pairs), target=sum(len(b) for _, b in pairs), cells=cells / 1e6, steps=arguments.steps,
-        load=os.getloadavg()[0], few=len(few), slowest=len(slowest), equal=equal, small=peak_mb(4000), large=peak_mb(16000) if arguments.size != "toy" else 0.0,
+        responses=len(texts), source=num_source, target=num_target, cells=cells / 1e6, steps=arguments.steps,
+        spread=timed.spread, load=os.getloadavg()[0], equal=equal, halved=min(HALVED, len(pairs)), short=short, long=long,
+        small=peak_mb(short), large=peak_mb(long), bytes=[store.record(10, len(side)).itemsize for side in sides],
     )  # fmt: skip
+    rows = table_rows(ways, cells, num_source + num_target, ours)
     text = kit.header("Aligning", arguments, extra=("rapidfuzz", "numpy")) + f"\n{form}\n\n" + kit.table(COLUMNS, rows)
     kit.write("aligning", text, arguments)
 
