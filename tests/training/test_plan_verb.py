@@ -22,7 +22,7 @@ from fuserl.training.heap import Heap
 from fuserl.training.run import train
 from fuserl.training.setup import data_of
 
-OBJECTIVES = sorted(path.stem for path in (config_folder() / "objective").glob("*.yaml"))
+OBJECTIVES = sorted(path.stem for path in (config_folder() / "objective").glob("*.yaml") if path.stem != "distill")
 PRESETS = sorted(path.stem for path in (config_folder() / "hardware").glob("*.yaml"))
 MINIATURE = kit.ROOT / "src/fuserl/miniature/target"
 LORA = "target.lora={r: 4, target_modules: all-linear}"

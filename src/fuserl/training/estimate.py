@@ -173,6 +173,7 @@ def memory_of(cfg: DictConfig, model: Model, prepared: Prepared, hardware: Hardw
         keeps_gradients=plan.packs_per_step > 1,
         half=HALF.get(cfg.trainer.precision),
         heap=heap_of(model, hardware),
+        distillation=prepared.objective.distillation,
     )
     return Memory(
         weights=model.bytes,
@@ -234,6 +235,8 @@ def amounts_of(cfg: DictConfig, model: Model, prepared: Prepared, tokens_naive: 
     rows = work_by_row(train, windows, apart=apart)
     done = work_of_run(plan, rows)
     again = recomputed_flops(products, done) if cfg.target.checkpointing == "full" else 0
+    if prepared.objective.distillation is not None and not apart:  # the head's logits once more in backward
+        again += forward_flops(products, Work(0, 0, work.trained))
     once = _sum(rows[plan.rows])
     scored = _sum(work_by_row(held_out, windows, apart=apart)[held_out.plan.rows]) if held_out else Work(0, 0, 0)
     uses_reference = prepared.objective.uses_reference

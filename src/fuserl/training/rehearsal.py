@@ -15,10 +15,12 @@ import torch
 from torch import nn
 
 from fuserl.models.scoring import Scoring, causal_lm, decoder
+from fuserl.objectives.distillation import Distillation, combined
 from fuserl.objectives.terms import GroupScores, Totals
 from fuserl.tokens.collate import GroupBatch
 from fuserl.training.heap import Heap
 from fuserl.training.ledger import KEPT, KINDS, Ledger
+from fuserl.training.token_module import sums_of
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,7 @@ def rehearse(
     keeps_gradients: bool,
     half: torch.dtype | None,
     heap: Heap | None,
+    distillation: Distillation | None = None,
 ) -> Peak:
     """The second of two packs: from then on gradients of the one before are alive in forward.
 
@@ -62,6 +65,7 @@ def rehearse(
         keeps_gradients: several packs make a step, so that backward adds to gradients.
         half: autocast's dtype.
         heap: a processor's, in which smaller blocks lie.
+        distillation: the objective's.
     """
     mode = next(model.parameters()).fake_mode
     ledger = Ledger(heap)
@@ -76,7 +80,10 @@ def rehearse(
         for again in (False, True):
             ledger.forget_peak()
             with ledger.during("activations"), precision, ledger.graph():
-                loss = scoring.loss(model, pack, _sum_of_logps).sum
+                if distillation is None:
+                    loss = scoring.loss(model, pack, _sum_of_logps).sum
+                else:
+                    loss = combined(sums_of(model, scoring, pack, distillation), 0.5).sum.sum()
             if again and not keeps_gradients:
                 model.zero_grad(set_to_none=True)
             with ledger.during("gradients"):
