@@ -16,20 +16,12 @@ import numpy as np
 from fuserl.distributions.aligners import Aligner, Pair
 from fuserl.distributions.alignment import Alignment
 from fuserl.distributions.readers import Reader
+from fuserl.distributions.texts import Place, Texts
 from fuserl.errors import FuserlError
 from fuserl.terminal import bar
 
 LAYOUT = 1  # raise it when an aligner aligns otherwise
 SHARD = 512  # texts
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a text stands, and what its response says."""
-
-    row: int
-    column: int
-    text: str
 
 
 @dataclass(frozen=True)
@@ -39,26 +31,22 @@ class Aligned:
     source: Reader
     target: Reader
     aligner: Aligner
+    texts: Texts
     cache: Path
-    texts: str  # which texts, in which order
-    progress_bar: bool
 
     def pair(self, place: Place) -> Pair:
         """A text in both tokenisations."""
         where = place.row, place.column, self.aligner.scope
         return Pair(self.source.sequence(*where), self.target.sequence(*where), place.text)
 
-    def of(self, places: Iterator[Place], size: int) -> Iterator[tuple[Pair, Alignment]]:
+    def each(self, *, progress_bar: bool = False) -> Iterator[tuple[Pair, Alignment]]:
         """Every text with its alignment, in order; shards that are missing are computed.
-
-        Args:
-            size: number of places.
 
         Raises:
             FuserlError: a shard cannot be written.
         """
-        folder, number, done = self.cache / "alignments" / self._name(), 0, 0
-        with bar(f"aligning {self.source.model.name}", lambda: size, show=self.progress_bar) as told:
+        folder, number, done, places = self.cache / "alignments" / self._name(), 0, 0, self.texts.places()
+        with bar(f"aligning {self.source.model.name}", lambda: len(self.texts), show=progress_bar) as told:
             while shard := list(islice(places, SHARD)):
                 pairs = [self.pair(place) for place in shard]
                 yield from zip(pairs, self._shard(folder / f"{number:06d}.npy", pairs), strict=True)
@@ -81,7 +69,8 @@ class Aligned:
         """Of all that decides the alignments, and the order of the texts."""
         sides = [[one.store.digest, one.vocabulary.digest] for one in (self.source, self.target)]
         how = [type(self.aligner).__name__, self.aligner.scope]
-        return hashlib.sha256(json.dumps([LAYOUT, SHARD, how, sides, self.texts]).encode()).hexdigest()[:24]
+        places = list(self.texts.place_of.items())
+        return hashlib.sha256(json.dumps([LAYOUT, SHARD, how, sides, places]).encode()).hexdigest()[:24]
 
 
 def _load(path: Path, tokens: int) -> np.ndarray | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -15,10 +16,16 @@ from jaxtyping import Bool, Float
 from fuserl.distributions.appending import DistributionsWriter
 from fuserl.distributions.readers import Reader
 from fuserl.distributions.store import Distributions
+from fuserl.distributions.texts import Texts
 from fuserl.distributions.topk import TopK
+from fuserl.errors import FuserlError
+from fuserl.records.journal import BusyFolder
 from fuserl.terminal import bar, say
 from fuserl.tokens.plan import GroupCosts, next_fit
 from fuserl.tokens.store import TokenStore
+
+WAIT = 1.0  # seconds between two looks at a folder that another process writes
+TOO_LONG, NO_NUMBER = "longer than the model", "no number"  # why a model could not read a text
 
 
 class Read(NamedTuple):
@@ -35,7 +42,7 @@ class Opened(Protocol):
     """A model that is loaded."""
 
     def read(self, store: TokenStore, rows: Sequence[int], used: Bool[np.ndarray, "N K"]) -> Iterator[Read]:
-        """Every different used response of some groups."""
+        """Every used response of some groups. NaN in `ce` says that it could not be read."""
         ...
 
 
@@ -54,84 +61,92 @@ class Collector(Protocol):
 
 
 def collected(
-    reader: Reader,
-    keys: Mapping[tuple[int, int], str],
-    used: Bool[np.ndarray, "N K"],
-    collector: Collector,
-    cache: Path,
-    *,
-    k: int,
-    progress_bar: bool,
+    reader: Reader, texts: Texts, collector: Collector, cache: Path, *, k: int, progress_bar: bool
 ) -> Distributions:
     """Distributions of a model on texts, from the cache or computed; a killed run continues where it was.
 
-    Groups are read in fixed packs, so that what is read again after a kill is what was read before it.
-
-    Args:
-        keys: (row, column) -> under which key a text is kept; the same for all models.
-        used: responses to read.
+    Groups are read in fixed packs, so that what is read again after a kill is what was read before it. A text that the
+    model has no positions for, or computes no number on, is kept without tokens, with the reason in its notes.
 
     Raises:
-        FuserlError: the model cannot be loaded or run, computes NaN throughout, or the disk is full.
+        FuserlError: the model cannot be loaded or run, or the disk is full.
     """
-    store = reader.store
-    texts = hashlib.sha256(json.dumps(sorted(keys.values())).encode()).hexdigest()[:24]
     made_from = {
         **reader.model.identity(),
         "by": dict(collector.identity()),
         "tokenizer": reader.template.tokenizer_digest,
         "template": reader.template.hash,
-        "tokens": store.digest,
-        "texts": texts,
+        "tokens": reader.store.digest,
+        "texts": _digest([[*place, key] for place, key in texts.key_of.items()]),
+        "context": reader.context,
     }
-    vocabulary = len(reader.vocabulary)
-    name = hashlib.sha256(json.dumps([made_from, k, vocabulary], sort_keys=True).encode()).hexdigest()[:24]
-    folder = cache / "distributions" / name
-    rows = np.flatnonzero((used & np.asarray(store.valid)).any(axis=1))
-    packs = [rows[members] for members in next_fit(GroupCosts.of(store, used, rows).tokens, collector.max_tokens)]
-    with DistributionsWriter(folder, k=k, vocabulary=vocabulary, made_from=made_from) as writer:
-        todo = [pack for pack in packs if not all(key in writer for key in _keys_in(pack, keys, used))]
-        say(f"{reader.model.name}: {len(packs) - len(todo):,} of {len(packs):,} packs read before")
+    folder = cache / "distributions" / _digest([made_from, k, len(reader.vocabulary)])
+    with _alone(reader, folder, k=k, made_from=made_from) as writer:
+        readable = texts.used & np.asarray(reader.store.valid) & ~reader.too_long()
+        for place, key in texts.key_of.items():
+            if not readable[place]:
+                _add_unread(writer, key, int(reader.store.num_tokens[place]), TOO_LONG)
+        packs = _packs(reader.store, readable, collector.max_tokens)
+        todo = [pack for pack in packs if not all(key in writer for key in _keys_in(pack, texts, readable))]
+        if len(todo) < len(packs):
+            say(f"{reader.model.name}: {len(packs) - len(todo):,} of {len(packs):,} packs read before")
         if todo:
-            _read_all(reader, keys, used, collector, writer, todo, k, progress_bar)
+            told = bar(f"reading by {reader.model.name}", lambda: len(todo), show=progress_bar)
+            with collector.opened(reader, k) as model, told as tell:
+                for number, pack in enumerate(todo):
+                    for one in model.read(reader.store, pack.tolist(), readable):
+                        _add(writer, texts.key_of[one.row, one.column], one)
+                    tell(number + 1, f"{writer.num_rows:,} tokens")
     return Distributions(folder, made_from)
 
 
-def _read_all(
-    reader: Reader,
-    keys: Mapping[tuple[int, int], str],
-    used: np.ndarray,
-    collector: Collector,
-    writer: DistributionsWriter,
-    packs: Sequence[np.ndarray],
-    k: int,
-    progress_bar: bool,
-) -> None:
-    tokens = 0
-    with (
-        collector.opened(reader, k) as model,
-        bar(f"reading by {reader.model.name}", lambda: len(packs), show=progress_bar) as told,
-    ):
-        for number, pack in enumerate(packs):
-            for one in model.read(reader.store, pack.tolist(), used):
-                broken = bool(np.isnan(np.where(one.top.ids >= 0, one.top.logps, 0)).any() or np.isnan(one.ce).any())
-                writer.add(
-                    keys[one.row, one.column],
-                    _nothing(one.top) if broken else one.top,
-                    ce=one.ce.astype(np.float32),
-                    tail=np.where(np.isnan(one.tail), 0.0, one.tail),
-                    notes={"nats": None if broken else float(one.ce.sum())},
-                )
-                tokens += len(one.ce)
-            told(number + 1, f"{tokens:,} tokens")
+def _alone(reader: Reader, folder: Path, *, k: int, made_from: Mapping[str, Any]) -> DistributionsWriter:
+    """The writer, once no other process that reads the same texts by the same model holds it."""
+    told = False
+    while True:
+        try:
+            return DistributionsWriter(folder, k=k, vocabulary=len(reader.vocabulary), made_from=made_from)
+        except BusyFolder:
+            if not told:
+                say(f"{reader.model.name}: another process reads these texts; waiting for it")
+            told = True
+            time.sleep(WAIT)
 
 
-def _nothing(top: TopK) -> TopK:
-    return TopK(np.full_like(top.ids, -1), np.full_like(top.logps, -np.inf))
+def _packs(store: TokenStore, readable: np.ndarray, max_tokens: int) -> list[np.ndarray]:
+    rows = np.flatnonzero(readable.any(axis=1))
+    return [rows[members] for members in next_fit(GroupCosts.of(store, readable, rows).tokens, max_tokens)]
 
 
-def _keys_in(pack: np.ndarray, keys: Mapping[tuple[int, int], str], used: np.ndarray) -> Iterator[str]:
+def _keys_in(pack: np.ndarray, texts: Texts, readable: np.ndarray) -> Iterator[str]:
     for row in pack.tolist():
-        for column in np.flatnonzero(used[row]).tolist():
-            if (row, column) in keys:
-                yield keys[row, column]
+        for column in np.flatnonzero(readable[row]).tolist():
+            yield texts.key_of[row, column]
+
+
+def _add(writer: DistributionsWriter, key: str, one: Read) -> None:
+    if not np.isfinite(one.ce).all() or np.isnan(np.where(one.top.ids >= 0, one.top.logps, 0)).any():
+        _add_unread(writer, key, len(one.ce), NO_NUMBER)
+        return
+    notes = {"nats": float(one.ce.sum()), "unread": None}
+    writer.add(key, one.top, ce=one.ce.astype(np.float32), tail=one.tail, notes=notes)
+
+
+def _add_unread(writer: DistributionsWriter, key: str, num_tokens: int, why: str) -> None:
+    nothing = TopK(np.full((num_tokens, 1), -1), np.full((num_tokens, 1), -np.inf))
+    writer.add(key, nothing, ce=None, tail=np.zeros(num_tokens), notes={"nats": None, "unread": why})
+
+
+def count_setting(name: str, value: object) -> int:
+    """A setting of a collector that counts something.
+
+    Raises:
+        FuserlError: it is no whole number, or less than 1.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise FuserlError(f"`{name}` is {value!r}", where=f"`collector.{name}`", hint="a whole number, 1 or more")
+    return value
+
+
+def _digest(content: object) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:24]

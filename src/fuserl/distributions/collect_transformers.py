@@ -14,7 +14,7 @@ import transformers
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from fuserl.distributions.collect import Read
+from fuserl.distributions.collect import Read, count_setting
 from fuserl.distributions.readers import Reader
 from fuserl.distributions.topk import TopK
 from fuserl.errors import FuserlError
@@ -22,7 +22,6 @@ from fuserl.models.head import Head
 from fuserl.models.kernels import choose, needs_of
 from fuserl.models.load import load_policy
 from fuserl.models.scoring import causal_lm, check_model, rows_within, trained_states, unpacked
-from fuserl.objectives.terms import one_of
 from fuserl.sources.transformers import on_device
 from fuserl.tokens.collate import GroupBatch, collate
 from fuserl.tokens.store import TokenStore
@@ -40,11 +39,20 @@ class TransformersCollector:
         packing: `shared` computes a prompt once for all its responses; `padded` runs every model, more slowly.
         max_tokens: of the groups that are computed together.
         logits_memory: GiB that logits may take.
+
+    Raises:
+        FuserlError: a setting is out of its range.
     """
 
     def __init__(self, *, device: str, packing: str, max_tokens: int, logits_memory: float) -> None:
-        self.device, self.packing = device, packing
-        self.max_tokens, self.logits_memory = max_tokens, logits_memory
+        if packing not in ("shared", "padded"):
+            raise FuserlError(f"`packing` is {packing!r}", where="`collector.packing`", hint="shared or padded")
+        if not isinstance(logits_memory, float | int) or not logits_memory > 0:
+            raise FuserlError(
+                f"`logits_memory` is {logits_memory!r}", where="`collector.logits_memory`", hint="GiB, above 0"
+            )
+        self.device, self.packing, self.logits_memory = device, packing, logits_memory
+        self.max_tokens = count_setting("max_tokens", max_tokens)
 
     def identity(self) -> Mapping[str, Any]:
         """Packing and packs change rounding alone, and so does nothing else here."""
@@ -58,22 +66,25 @@ class TransformersCollector:
             FuserlError: the model cannot be loaded, has no room on the device, or cannot be packed.
         """
         transformers.utils.logging.disable_progress_bar()  # the verb has its own
-        model = load_policy(
-            reader.model.path,
-            dtype=reader.model.dtype,
-            packing=self.packing,
-            trust_remote_code=reader.model.trust_remote_code,
-            revision=reader.model.revision,
-        )
-        model = on_device(model, self.device).eval()
-        yield Forward(model, self._slices(model), k, len(reader.vocabulary))
-        del model
+        with reader.model.told():
+            model = load_policy(
+                reader.model.path,
+                dtype=reader.model.dtype,
+                packing=self.packing,
+                trust_remote_code=reader.model.trust_remote_code,
+                revision=reader.model.revision,
+            )
+        model = _placed(model, self.device).eval()
+        with reader.model.told():
+            forward = Forward(model, self._slices(model), k, len(reader.vocabulary))
+        yield forward
+        del model, forward.model, forward.slices
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
     def _slices(self, model: Any) -> Slices:
-        if one_of("packing", self.packing, "shared", "padded") == "padded":
+        if self.packing == "padded":
             return one_by_one
         backend = choose("auto", next(model.parameters()).device, needs_of(model))
         for one in dict.fromkeys(("sdpa", backend)):
@@ -128,17 +139,26 @@ class Forward:
             for column, unique in enumerate(batch.row[number].tolist()):
                 if unique >= 0:
                     ids, logps, nats, rest = (part[unique] for part in parts)
-                    yield Read(row, column, TopK(ids, logps), nats, rest)
+                    yield Read(row, column, TopK(ids, logps.astype(np.float64)), nats.astype(np.float64), rest)
 
     @torch.inference_mode()
     def _expected(self, batch: GroupBatch) -> list[Tensor]:
         """Ids and log-probs of the likeliest tokens, nats of the label, log of the rest: [R, k], [R, k], [R], [R]."""
         found, done = [], 0
         for logps in self.slices(self.model, batch):
+            if logps.shape[1] < self.size:
+                raise FuserlError(f"the tokenizer has {self.size} tokens, the model {logps.shape[1]} of them")
             labels = batch.labels[done : done + len(logps)]
             top, ids = logps[:, : self.size].topk(self.k, dim=1)
             nats = -logps.gather(1, labels[:, None])[:, 0]
             rest = logps.scatter_(1, ids, -torch.inf).logsumexp(dim=1)  # on its own: a difference would lose small ones
-            found.append((ids, top.double(), nats.double(), rest.double()))
+            found.append((ids, top, nats, rest))
             done += len(logps)
         return [torch.cat(parts) for parts in zip(*found, strict=True)]
+
+
+def _placed(model: Any, device: str) -> Any:
+    try:
+        return on_device(model, device)
+    except FuserlError as error:  # the engine's words; the setting is ours
+        raise FuserlError(error.what, where=error.where.replace("engine.", "collector."), hint=error.hint) from error

@@ -8,16 +8,17 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool
 
-from fuserl.distributions.collect import Read
+from fuserl.distributions.collect import Read, count_setting
 from fuserl.distributions.readers import Reader
 from fuserl.distributions.topk import TopK
 from fuserl.errors import FuserlError
-from fuserl.sources.requirements import needed, require_counts
+from fuserl.sources.requirements import needed
 from fuserl.sources.vllm import QUIET
 from fuserl.tokens.store import TokenStore
 
@@ -35,7 +36,7 @@ class VllmCollector:
         options: further arguments of `vllm.LLM`.
 
     Raises:
-        FuserlError: vLLM is not installed.
+        FuserlError: vLLM is not installed, or a setting is out of its range.
     """
 
     def __init__(
@@ -47,10 +48,10 @@ class VllmCollector:
         max_tokens: int,
         options: Mapping[str, Any],
     ) -> None:
-        require_counts(tensor_parallel_size=tensor_parallel_size, max_tokens=max_tokens)
+        count_setting("tensor_parallel_size", tensor_parallel_size)
         for name, value in QUIET.items():
             os.environ.setdefault(name, value)
-        self.vllm, self.max_tokens = needed("vllm", "vllm"), max_tokens
+        self.vllm, self.max_tokens, self.options = _vllm(), count_setting("max_tokens", max_tokens), dict(options)
         self.settings = {
             "tensor_parallel_size": tensor_parallel_size,
             "gpu_memory_utilization": gpu_memory_utilization,
@@ -61,8 +62,8 @@ class VllmCollector:
         }
 
     def identity(self) -> Mapping[str, Any]:
-        """vLLM's release counts: kernels change between releases."""
-        return {"by": "vllm", "version": self.vllm.__version__}
+        """vLLM's release counts, kernels change between releases; and what it is given further, a quantisation say."""
+        return {"by": "vllm", "version": self.vllm.__version__, "options": self.options}
 
     @contextmanager
     def opened(self, reader: Reader, k: int) -> Iterator[PromptLogprobs]:
@@ -71,7 +72,7 @@ class VllmCollector:
         Raises:
             FuserlError: vLLM cannot start with this model on this machine.
         """
-        folder = Path(reader.model.path).expanduser()
+        folder, k = Path(reader.model.path).expanduser(), min(k, len(reader.vocabulary))
         try:
             llm = self.vllm.LLM(
                 model=str(folder) if folder.exists() else reader.model.path,
@@ -83,16 +84,18 @@ class VllmCollector:
                 **self.settings,
             )
         except Exception as error:  # of vLLM, transformers, CUDA: there is no common class
-            raise _told(error, "vLLM cannot start") from error
+            raise _told(error, f"vLLM cannot start with {reader.model.path}") from error
         params = self.vllm.SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=k, detokenize=False)
-        yield PromptLogprobs(llm, params, k, len(reader.vocabulary))
-        llm.llm_engine.engine_core.shutdown()
-        del llm
-        gc.collect()
+        try:
+            yield PromptLogprobs(llm, params, k, len(reader.vocabulary))
+        finally:
+            llm.llm_engine.engine_core.shutdown()
+            del llm
+            gc.collect()
 
 
 class PromptLogprobs:
-    """A model that vLLM holds."""
+    """A model that vLLM holds. It always answers, with one token: a text as long as its context cannot be read."""
 
     def __init__(self, llm: Any, params: Any, k: int, size: int) -> None:
         self.llm, self.params, self.k, self.size = llm, params, k, size
@@ -105,23 +108,19 @@ class PromptLogprobs:
         """
         valid = np.asarray(store.valid)
         places = [(row, column) for row in rows for column in np.flatnonzero(used[row] & valid[row]).tolist()]
-        texts = {bytes(store.keys[place]): place for place in reversed(places)}
-        prompts = [
-            {"prompt_token_ids": [*store.prompt(row).tolist(), *store.branch(row, column).tolist()]}
-            for row, column in texts.values()
-        ]
+        ids = {place: [*store.prompt(place[0]).tolist(), *store.branch(*place).tolist()] for place in places}
+        asked = {tuple(one): None for one in ids.values() if len(one) < self.llm.model_config.max_model_len}
+        prompts = [{"prompt_token_ids": list(one)} for one in asked]
         try:
             outputs = self.llm.generate(prompts, self.params, use_tqdm=False)
         except Exception as error:
             raise _told(error, "vLLM stopped") from error
-        answered = dict(zip(texts, zip(prompts, outputs, strict=True), strict=True))
-        for row, column in places:
-            prompt, output = answered[bytes(store.keys[row, column])]
-            count = int(store.num_tokens[row, column])
-            labels = prompt["prompt_token_ids"][-count:] if count else []
-            yield Read(
-                row, column, *expected(output.prompt_logprobs[-count:] if count else [], labels, self.k, self.size)
-            )
+        answered = dict(zip(asked, outputs, strict=True))
+        for place in places:
+            count = int(store.num_tokens[place])  # at least the end of the turn
+            output = answered.get(tuple(ids[place]))
+            said = output.prompt_logprobs[-count:] if output else [{}] * count
+            yield Read(*place, *expected(said, ids[place][-count:], self.k, self.size))
 
 
 def expected(
@@ -130,7 +129,8 @@ def expected(
     """(likeliest tokens, nats of the label, log of the rest) from what vLLM says of each position.
 
     Args:
-        said: token -> an object with `logprob` and `rank`: the k likeliest, and the label where it is none of them.
+        said: token -> an object with `logprob` and `rank`: the k likeliest, and the label where it is none of them;
+            nothing where the text could not be read, whose nats are NaN.
         size: ids from here on are padding, which no tokenizer knows.
     """
     ids, logps = np.full((len(said), k), -1, dtype=np.int64), np.full((len(said), k), -np.inf)
@@ -139,7 +139,7 @@ def expected(
         best = sorted((-one.logprob, token) for token, one in position.items() if one.rank <= k and token < size)[:k]
         for rank, (nats, token) in enumerate(best):
             ids[place, rank], logps[place, rank] = token, -nats
-        ce[place] = -position[label].logprob
+        ce[place] = -position[label].logprob if position else math.nan
         rest = 1.0 - math.fsum(math.exp(-nats) for nats, _ in best)
         tail[place] = math.log(rest) if rest > 0 else -np.inf
     return TopK(ids, logps), ce, tail
@@ -152,3 +152,11 @@ def _told(error: Exception, what: str) -> FuserlError:
         where="`collector=vllm`",
         hint="its own messages above say more; `collector=transformers` runs any architecture; what was read is kept",
     )
+
+
+def _vllm() -> ModuleType:
+    try:
+        return needed("vllm", "vllm")
+    except FuserlError as error:  # the engine's words; the setting is ours
+        hint = error.hint.replace("another engine: `engine=transformers`", "`collector=transformers`, which")
+        raise FuserlError(error.what, where="`collector=vllm`", hint=hint) from error

@@ -11,6 +11,7 @@ from fuserl.errors import FuserlError
 from fuserl.records.manifest import write_text_atomically
 
 HINT = "give another folder with `output=DIR`, or delete this one to start anew"
+BEGUN = "begun.json"  # settings and inputs of the folder, from the moment something is written
 
 
 class FusedFolder:
@@ -25,24 +26,23 @@ class FusedFolder:
         return self.path / "fused" / name
 
     def finished(self, decisive: Mapping[str, Any], inputs: Mapping[str, Any]) -> bool:
-        """Whether these very distributions are here already.
+        """Whether these very distributions are here already. Nothing is written.
 
         Raises:
-            FuserlError: the folder holds something else, or cannot be made.
+            FuserlError: the folder holds something else.
         """
-        if not self.path.exists() or (self.path.is_dir() and not any(self.path.iterdir())):
-            try:
-                self.path.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise FuserlError(
-                    f"the output folder cannot be made: {error.strerror or error}",
-                    where=str(self.path),
-                    hint="give another one with `output=DIR`",
-                ) from error
-            self._begin(decisive, inputs)
+        try:
+            inside = {file.name for file in self.path.iterdir() if file.suffix != ".part"} - {".lock"}
+        except FileNotFoundError:
+            return False
+        except OSError as error:
+            raise FuserlError(
+                f"the output folder cannot be read: {error.strerror or error}", where=str(self.path), hint=HINT
+            ) from error
+        if not inside:
             return False
         try:
-            begun = json.loads((self.path / "begun.json").read_text(encoding="utf-8"))
+            begun = json.loads((self.path / BEGUN).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise FuserlError(
                 "the folder holds something that `fuserl align` did not make", where=str(self.path), hint=HINT
@@ -56,10 +56,10 @@ class FusedFolder:
                 )
         return self.manifest.exists()
 
-    def _begin(self, decisive: Mapping[str, Any], inputs: Mapping[str, Any]) -> None:
-        write_text_atomically(
-            self.path / "begun.json", json.dumps({"settings": decisive, "inputs": inputs}, default=str)
-        )
+    def begin(self, decisive: Mapping[str, Any], inputs: Mapping[str, Any]) -> None:
+        """Say what the folder is for. Whoever begins it holds its lock."""
+        content = json.dumps({"settings": decisive, "inputs": inputs}, default=str)
+        write_text_atomically(self.path / BEGUN, content)
 
     def finish(self, decisive: Mapping[str, Any], inputs: Mapping[str, Any], summary: Mapping[str, Any]) -> None:
         """Write `summary.json`, then the manifest, which makes the folder complete."""

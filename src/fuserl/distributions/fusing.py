@@ -7,18 +7,21 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import repeat
 from typing import NamedTuple, Protocol
 
 import numpy as np
 from jaxtyping import Float
 
-from fuserl.distributions.aligned import Aligned, Place
+from fuserl.distributions.aligned import Aligned
 from fuserl.distributions.aligners import Pair
 from fuserl.distributions.alignment import Alignment
 from fuserl.distributions.blend import bits_per_byte, mixed
 from fuserl.distributions.mapping import GOLD, OWN, Chosen, map_rows
 from fuserl.distributions.matching import Matching
+from fuserl.distributions.readers import Reader
 from fuserl.distributions.store import Distributions, Sample
+from fuserl.distributions.texts import Texts
 from fuserl.distributions.topk import Combine, TopK, merged
 from fuserl.distributions.vocabulary import Map
 
@@ -67,9 +70,9 @@ class Carried:
     combine: Combine
     to_target: Map
 
-    def stream(self, places: Iterator[Place], size: int) -> Iterator[Bring]:
+    def each(self) -> Iterator[Bring]:
         """For every text what brings its distributions."""
-        for pair, alignment in self.aligned.of(places, size):
+        for pair, alignment in self.aligned.each():
             yield partial(self._rows, pair, alignment)
 
     def _rows(self, pair: Pair, alignment: Alignment, key: str, own: Rows, counts: Counter[str]) -> Rows:
@@ -86,17 +89,28 @@ class Carried:
 
 @dataclass(frozen=True)
 class Same:
-    """A source with the target's own tokenizer: nothing is aligned, nothing mapped."""
+    """A source that reads the same tokens as the target: nothing is aligned, nothing mapped."""
 
     read: Distributions
 
-    def stream(self, places: Iterator[Place], size: int) -> Iterator[Bring]:
+    def each(self) -> Iterator[Bring]:
         """For every text what brings its distributions."""
-        return (self._rows for _ in places)
+        return repeat(self._rows, len(self.read))
 
     def _rows(self, key: str, own: Rows, counts: Counter[str]) -> Rows:
         counts.update(copied=len(own.top))
         return own_rows(self.read[key])
+
+
+def same_tokens(source: Reader, target: Reader, texts: Texts) -> bool:
+    """Whether both models read the very same tokens, so that nothing has to be aligned.
+
+    Equal vocabularies are not enough: two tokenizers may cut a text in other places.
+    """
+    if source.vocabulary.digest != target.vocabulary.digest:
+        return False
+    used = texts.used & np.asarray(target.store.valid)
+    return bool(np.array_equal(np.asarray(source.store.keys)[used], np.asarray(target.store.keys)[used]))
 
 
 def own_rows(sample: Sample) -> Rows:
@@ -132,9 +146,11 @@ def blended(rows: Sequence[Rows], weights: Sequence[float]) -> Rows:
 
 
 def stored(rows: Rows) -> TopK:
-    """Log-probs as they are kept: with the tail they sum to 1."""
+    """Log-probs as they are kept: with the tail they sum to 1; the likeliest first."""
     kept = np.log1p(-np.exp(np.minimum(rows.tail, -1e-12)))
-    return TopK(rows.top.ids, np.where(rows.top.ids >= 0, rows.top.logps + kept[:, None], -np.inf))
+    logps = np.where(rows.top.ids >= 0, rows.top.logps + kept[:, None], -np.inf)
+    order = np.argsort(-logps, axis=1, kind="stable")
+    return TopK(np.take_along_axis(rows.top.ids, order, axis=1), np.take_along_axis(logps, order, axis=1))
 
 
 def compared(sample: Sample, num_bytes: int, criterion: Criterion) -> float:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,17 +14,20 @@ from jaxtyping import Bool, Int
 
 from fuserl.distributions.marks import Vocabulary, of_tokenizer
 from fuserl.errors import FuserlError
-from fuserl.models.load import check_vocabulary, load_tokenizer
+from fuserl.models.load import check_vocabulary, dtype_named, load_tokenizer, model_config
 from fuserl.records.formats import ReadReport
 from fuserl.records.inputs import num_rows
 from fuserl.records.reading import Side
-from fuserl.sources.source import content_of
+from fuserl.sources.source import RULES, content_of
 from fuserl.terminal import bar
 from fuserl.tokens.store import TokenStore
 from fuserl.tokens.templates import Template, load_template
 from fuserl.tokens.tokenize import encode_dataset
 
+TARGET = "target"  # the target's name among the models
+TOGETHER = "all"  # the fused store's name where all sources give into one
 SETTINGS = ("path", "revision", "dtype", "trust_remote_code")
+OF_GENERATE = {*RULES, "name", "sampling", "engine"}  # what files of conf/source/ say besides; not read here
 
 
 @dataclass(frozen=True)
@@ -38,25 +43,70 @@ class Model:
 
     @classmethod
     def of(cls, name: str, given: Mapping[str, Any], unsaid: Mapping[str, Any]) -> Model:
-        """From `sources.NAME`, what it leaves out from `unsaid`.
+        """From its settings, what they leave out from `unsaid`.
 
         Raises:
             FuserlError: it has no path.
         """
-        said = {key: given.get(key, unsaid.get(key)) for key in SETTINGS}
-        if not isinstance(said["path"], str) or not said["path"]:
+        said = {key: unsaid.get(key) if given.get(key) is None else given[key] for key in SETTINGS}
+        setting = _setting(name)
+        if not isinstance(said["path"], str) or not said["path"].strip():
             raise FuserlError(
-                "the source has no model", where=f"`sources.{name}.path`", hint="give a folder or a hub name"
+                f"`{name}` has no model", where=f"`{setting}.path`", hint="give a Hugging Face folder or a hub name"
             )
         return cls(name, **said)
+
+    @property
+    def setting(self) -> str:
+        """Where its settings stand."""
+        return _setting(self.name)
 
     def identity(self) -> dict[str, Any]:
         """What decides its distributions. A copied folder is the same model."""
         return {"model": self.content or self.path, "revision": self.revision, "dtype": self.dtype}
 
     def with_content(self) -> Model:
-        """Known by what its folder holds, where it is a folder."""
+        """Known by what its folder holds, where it is a folder. All bytes are read."""
         return replace(self, content=content_of(self.path))
+
+    @contextmanager
+    def told(self) -> Iterator[None]:
+        """Errors inside name this model's settings."""
+        try:
+            yield
+        except FuserlError as error:
+            hint = error.hint.replace("`target.", f"`{self.setting}.").replace("`trainer.", "`collector.")
+            raise FuserlError(error.what, where=f"`{self.setting}.path={self.path}`", hint=hint) from error
+
+
+def sources_of(given: Mapping[str, Any] | None, unsaid: Mapping[str, Any]) -> list[Model]:
+    """The sources, in the order of their settings.
+
+    Raises:
+        FuserlError: there is none, or one has no path, an unknown setting, or a name that cannot be a folder's.
+    """
+    if not given:
+        raise FuserlError(
+            "no source is chosen", where="`sources`", hint="give `+sources.NAME.path=FOLDER_OR_HUB_NAME`, once a model"
+        )
+    for name, settings in given.items():
+        if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}", str(name)) or name in (TARGET, TOGETHER):
+            raise FuserlError(
+                f"a source cannot be called `{name}`",
+                where="`sources`",
+                hint=f"letters, digits, `_`, `-`, `.`; not `{TARGET}`, not `{TOGETHER}`: it names a folder",
+            )
+        if settings is not None and not isinstance(settings, Mapping):
+            raise FuserlError(
+                "a source is its settings", where=f"`sources.{name}`", hint=f"give `+sources.{name}.path=...`"
+            )
+        if unknown := sorted({str(key) for key in settings or {}} - {*SETTINGS, *OF_GENERATE}):
+            raise FuserlError(
+                f"there is no setting `{unknown[0]}`",
+                where=f"`sources.{name}`",
+                hint=f"there are {', '.join(SETTINGS)}",
+            )
+    return [Model.of(name, settings or {}, unsaid) for name, settings in given.items()]
 
 
 class Sequence(NamedTuple):
@@ -74,6 +124,7 @@ class Reader:
     template: Template
     store: TokenStore
     vocabulary: Vocabulary
+    context: int | None  # tokens that the model knows positions for; None: it does not say
 
     def sequence(self, row: int, column: int, scope: str) -> Sequence:
         """Tokens of a prompt and a response, or of the response behind the prompt's last token.
@@ -86,9 +137,10 @@ class Reader:
         ids = np.concatenate([prompt, branch]).astype(np.int64)
         return Sequence(ids, len(prompt) + int(self.store.untrained[row, column]) - 1)
 
-    def num_tokens(self, row: int, column: int) -> int:
-        """Rows of the response's distributions: its trained tokens."""
-        return int(self.store.num_tokens[row, column])
+    def too_long(self) -> Bool[np.ndarray, "N K"]:
+        """Texts with more tokens than the model has positions for."""
+        lengths = np.asarray(self.store.prompt_tokens)[:, None] + np.asarray(self.store.branch_tokens)
+        return lengths > (self.context or np.inf)
 
 
 def reader(
@@ -101,11 +153,17 @@ def reader(
             where it has not, and a response ends with the token that ends one for the model.
 
     Raises:
-        FuserlError: tokenizer or template cannot be loaded, or a row is bad.
+        FuserlError: the model's configuration, tokenizer or template cannot be loaded, or a row is bad.
     """
-    tokenizer = load_tokenizer(model.path, revision=model.revision)
-    check_vocabulary(model.path, tokenizer)
-    template = load_template(tokenizer, chat_template=chat_template, date_string=date_string)
+    with model.told():
+        tokenizer = load_tokenizer(model.path, revision=model.revision)
+        context = None
+        if not model.trust_remote_code:  # else the model alone says, once it is loaded
+            check_vocabulary(model.path, tokenizer)
+            config = model_config(model.path, revision=model.revision)
+            dtype_named(model.dtype, config)
+            context = getattr(config.get_text_config(), "max_position_embeddings", None)
+        template = load_template(tokenizer, chat_template=chat_template, date_string=date_string)
     report = ReadReport()
     what = f"tokenising for {model.name}"
     with bar(what, lambda: num_rows(side.path, side.split), show=progress_bar) as told:
@@ -119,13 +177,8 @@ def reader(
         )
     vocabulary = of_tokenizer(tokenizer)
     roles = dict(vocabulary.roles) | {"eos": template.end_of_turn}  # the ends of a response are counterparts
-    return Reader(model, template, store, replace(vocabulary, roles=roles))
+    return Reader(model, template, store, replace(vocabulary, roles=roles), context)
 
 
-def keys_of(store: TokenStore, used: Bool[np.ndarray, "N K"]) -> dict[str, tuple[int, int]]:
-    """Key -> (row, column) of every different text, in the order of rows; see `tokens.store.response_key`."""
-    rows, columns = np.nonzero(used & np.asarray(store.valid))
-    found: dict[str, tuple[int, int]] = {}
-    for row, column in zip(rows.tolist(), columns.tolist(), strict=True):
-        found.setdefault(bytes(store.keys[row, column]).hex(), (row, column))
-    return found
+def _setting(name: str) -> str:
+    return name if name == TARGET else f"sources.{name}"

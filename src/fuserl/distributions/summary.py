@@ -20,17 +20,18 @@ def read_by(name: str, read: Distributions, num_bytes: Mapping[str, int]) -> dic
     Args:
         num_bytes: of every text's response.
     """
-    nats, tokens, size, unread = 0.0, 0, 0, 0
+    nats, tokens, size = 0.0, 0, 0
+    unread: Counter[str] = Counter()
     for key, count in num_bytes.items():
         sample = read[key]
         if sample.notes["nats"] is None:
-            unread += 1
+            unread[sample.notes["unread"]] += 1
             continue
         nats, tokens, size = nats + float(sample.notes["nats"]), tokens + len(sample.rows), size + count
     return {
         "model": name,
-        "texts": len(num_bytes) - unread,
-        "unread": unread,
+        "texts": len(num_bytes) - unread.total(),
+        "unread": dict(unread),
         "tokens": tokens,
         "nats_per_token": nats / tokens if tokens else None,
         "bits_per_byte": nats / math.log(2) / size if size else None,
@@ -66,13 +67,19 @@ def fused_from(name: str, fused: Distributions) -> dict[str, Any]:
 
 def tables(models: Sequence[Mapping[str, Any]], fused: Iterable[Mapping[str, Any]]) -> list[Table]:
     """For the terminal."""
-    reading = Table("model", "texts", "tokens", "nats a token", "bits a byte", title="how each model reads the texts")
+    names = ("model", "texts", "unread", "tokens", "nats a token", "bits a byte")
+    reading = Table(*names, title="how each model reads the texts")
     for one in models:
         numbers = (one["nats_per_token"], one["bits_per_byte"])
         shown = ["-" if number is None else f"{number:.4f}" for number in numbers]
-        reading.add_row(str(one["model"]), f"{one['texts']:,}", f"{one['tokens']:,}", *shown)
+        unread = ", ".join(f"{count:,} {why}" for why, count in one["unread"].items())
+        reading.add_row(str(one["model"]), f"{one['texts']:,}", unread, f"{one['tokens']:,}", *shown)
     mixing = Table("fused", "model", "weight", *ORIGINS, title="what was fused")
     for store in fused:
+        if store["empty"]:
+            mixing.add_row(
+                str(store["store"]), f"none: {store['empty']:,} texts", f"{store['empty'] / store['texts']:.1%}"
+            )
         for model, weight in store["weights"].items():
             origin = store["origins"].get(model, {})
             shares = [f"{origin[one]:.1%}" if one in origin else "" for one in ORIGINS]
