@@ -49,7 +49,7 @@ def test_a_method_is_a_whole_row_and_its_config_calls_its_function(line: str) ->
 def test_every_config_of_a_method_has_a_row() -> None:
     there = {
         str(path.relative_to(ROOT))
-        for room in ("objective", "weights", "pairs", "merge")
+        for room in ("objective", "weights", "pairs", "merge", "divergence", "share")
         for path in (ROOT / "conf" / room).glob("*.yaml")
     }
     assert there == {line.rstrip("| ").rpartition("| ")[2].strip("`") for line in METHODS}

@@ -152,7 +152,11 @@ def _work_rows(found: Findings) -> list[tuple[str, str, str]]:
         ("tokens naive", f"{amounts.tokens_naive:,}", f"separate forwards: {saved:.2f} times as many"),
         ("tokens through the head", f"{amounts.tokens_trained:,}", ""),
         ("useful FLOPs", f"{amounts.useful_flops:.3g}", "forward and backward, attended area only"),
-        ("computed again", f"{amounts.extra_flops:.3g}", "by full checkpointing, padded forwards, or distill's head in backward"),
+        (
+            "computed again",
+            f"{amounts.extra_flops:.3g}",
+            "by full checkpointing, padded forwards, or distill's head in backward",
+        ),
         ("reference", f"{amounts.reference_flops:.3g}", "once, where nothing is cached"),
         ("validation", f"{amounts.validation_flops:.3g}", "without sampled answers"),
         ("token store on disk", f"{_gib(amounts.token_store_bytes)} GiB", ""),
