@@ -26,7 +26,10 @@ PLAIN = (
     "{{ bos_token or '' }}{% for m in messages %}"
     "{{ m['content'] + ('\n' if m['role'] != 'assistant' else eos_token or '') }}{% endfor %}"
 )
-TEXT = "{{ bos_token or '' }}{% for m in messages if m['role'] == 'assistant' %}{{ m['content'] + (eos_token or '') }}{% endfor %}"
+TEXT = (  # where there is no BOS, EOS parts the texts of a corpus
+    "{{ bos_token or eos_token or '' }}"
+    "{% for m in messages if m['role'] == 'assistant' %}{{ m['content'] + (eos_token or '') }}{% endfor %}"
+)
 NAMED = {"plain": PLAIN, "text": TEXT}
 _ANSWER = "fuserl answer"
 
