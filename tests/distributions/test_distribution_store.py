@@ -17,7 +17,7 @@ MADE = {"model": "a", "texts": "b", "k": 3}
 
 def rows(seed: int, tokens: int = 5, k: int = 3, vocabulary: int = 100) -> TopK:
     rng = np.random.default_rng(seed)
-    ids = np.stack([rng.permutation(vocabulary)[:k] for _ in range(tokens)])
+    ids = np.stack([rng.choice(vocabulary, k, replace=False) for _ in range(tokens)])
     return TopK(ids, -np.sort(rng.exponential(3, (tokens, k)), axis=1))
 
 
