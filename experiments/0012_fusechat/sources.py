@@ -16,7 +16,8 @@ WORDS = {"gemma2": 60, "qwen2": 240}  # the target's tokenizer has characters al
 def main(work: Path) -> None:
     """Train both by the recipe of the miniature."""
     spec = spec_from_file_location("make_miniature", MAKE)
-    assert spec and spec.loader
+    assert spec
+    assert spec.loader
     make = module_from_spec(spec)
     spec.loader.exec_module(make)
     make.WORDS.update(WORDS)
