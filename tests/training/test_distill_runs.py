@@ -14,6 +14,7 @@ import torch
 from conftest import weights  # tests/training/conftest.py
 from torch.testing import assert_close
 
+from fuserl.distributions.align import align
 from fuserl.errors import FuserlError
 from fuserl.settings import compose
 from fuserl.training import fused
@@ -27,7 +28,6 @@ MIXED = (  # all that may go wrong: several weighted responses, τ, a share that
     *("objective.distillation.temperature=2", "objective.distillation.temperature_power=2"),
 )
 WAYS = {
-    "small packs": ("trainer.max_tokens=200",),
     "padded, small packs": ("trainer.packing=padded", "trainer.max_tokens=300"),
     "loader processes": ("trainer.num_workers=1",),
     "narrow head": ("trainer.logits_memory=1e-6",),
@@ -120,6 +120,23 @@ def test_row_j_is_of_the_jth_trained_token(run, distil):
     )
     assert_same(right, run("sft_best", *PLAIN, output="plain"), SAME)
     assert differ(late, right)
+
+
+def test_what_is_aligned_from_the_target_itself_teaches_nothing(run, target, tmp_path):
+    """The way from one verb to the other: texts, tokens and places meet, or the divergence would be nats."""
+    settings = (
+        f"target.path={target}",
+        "target.dtype=float64",
+        "data=miniature",
+        "data.limit=40",
+        f"cache={tmp_path / 'cache'}",
+    )
+    align(compose("align", [*settings, f"+sources.same.path={target}", f"output={tmp_path / 'aligned'}"]))
+    path = f"objective.distillation.path={tmp_path / 'aligned/fused/all'}"
+    bucket = ("divergence=forward_kl", "share.value=0", "objective.distillation.tail=bucket")
+    folder = run("distill", path, *PLAIN, *bucket, "optimizer.lr=1e-9")
+    assert metrics(folder, "train/given") == [1.0] * 4
+    assert max(metrics(folder, "train/divergence")) < 1e-5 < 1 < min(metrics(folder, "train/clm"))
 
 
 def test_where_nothing_is_expected_the_loss_is_clm(run, distil):
