@@ -17,7 +17,10 @@ from fuserl.tokens.store import TokenStore
 from fuserl.tokens.templates import Template
 
 CHUNK = 2**18  # rows that are checked at a time
-ALIGN = "run `fuserl align` with the same data, target and template, and give its `DIR/fused/NAME`"
+ALIGN = (
+    "run `fuserl align` with the same data, target and template, and with the same `pool` and `size` of responses; then "
+    "give its `DIR/fused/NAME`"
+)
 
 
 class FusedTexts:
