@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence as Many
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -13,7 +13,7 @@ from fuserl.distributions.marks import Vocabulary
 from fuserl.distributions.offsets import align_spans
 from fuserl.distributions.readers import Sequence
 from fuserl.distributions.spans import token_spans
-from fuserl.objectives.terms import one_of
+from fuserl.errors import FuserlError
 
 
 class Pair(NamedTuple):
@@ -24,6 +24,7 @@ class Pair(NamedTuple):
     text: str  # the response
 
 
+@runtime_checkable
 class Aligner(Protocol):
     """See `Warping` and `Offsets`."""
 
@@ -46,7 +47,9 @@ class Warping:
     """
 
     def __init__(self, *, scope: str) -> None:
-        self.scope = one_of("scope", scope, "conversation", "response")
+        if scope not in ("conversation", "response"):
+            raise FuserlError(f"`scope` is {scope!r}", where="`aligner.scope`", hint="conversation or response")
+        self.scope = scope
 
     def align(self, pairs: Many[Pair], source: Vocabulary, target: Vocabulary) -> list[Alignment]:
         """See `Aligner`."""

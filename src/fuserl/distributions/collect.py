@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -38,6 +38,7 @@ class Read(NamedTuple):
     tail: Float[np.ndarray, " tokens"]  # log of the probability of all tokens that are not in `top`
 
 
+@runtime_checkable
 class Opened(Protocol):
     """A model that is loaded."""
 
@@ -46,6 +47,7 @@ class Opened(Protocol):
         ...
 
 
+@runtime_checkable
 class Collector(Protocol):
     """What runs a model over texts."""
 
@@ -94,10 +96,24 @@ def collected(
             told = bar(f"reading by {reader.model.name}", lambda: len(todo), show=progress_bar)
             with collector.opened(reader, k) as model, told as tell:
                 for number, pack in enumerate(todo):
-                    for one in model.read(reader.store, pack.tolist(), readable):
+                    for one in _read(model, reader.store, pack, readable):
                         _add(writer, texts.key_of[one.row, one.column], one)
                     tell(number + 1, f"{writer.num_rows:,} tokens")
     return Distributions(folder, made_from)
+
+
+def _read(model: Opened, store: TokenStore, pack: np.ndarray, readable: np.ndarray) -> Iterator[Read]:
+    """What a model says of a pack. A text without numbers is read again alone: NaN goes over to its neighbours."""
+    for one in list(model.read(store, pack.tolist(), readable)):
+        if not _has_numbers(one) and readable[pack].sum() > 1:
+            alone = np.zeros_like(readable)
+            alone[one.row, one.column] = True
+            (one,) = model.read(store, [one.row], alone)
+        yield one
+
+
+def _has_numbers(one: Read) -> bool:
+    return bool(np.isfinite(one.ce).all()) and not np.isnan(np.where(one.top.ids >= 0, one.top.logps, 0)).any()
 
 
 def _alone(reader: Reader, folder: Path, *, k: int, made_from: Mapping[str, Any]) -> DistributionsWriter:
@@ -125,7 +141,7 @@ def _keys_in(pack: np.ndarray, texts: Texts, readable: np.ndarray) -> Iterator[s
 
 
 def _add(writer: DistributionsWriter, key: str, one: Read) -> None:
-    if not np.isfinite(one.ce).all() or np.isnan(np.where(one.top.ids >= 0, one.top.logps, 0)).any():
+    if not _has_numbers(one):
         _add_unread(writer, key, len(one.ce), NO_NUMBER)
         return
     notes = {"nats": float(one.ce.sum()), "unread": None}

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import repeat
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
@@ -28,6 +28,7 @@ from fuserl.distributions.vocabulary import Map
 Criterion = Callable[[float, int, int], float]  # (nats, tokens, bytes) of a response -> what models are compared by
 
 
+@runtime_checkable
 class Blend(Protocol):
     """See `blend.MinCE` and `blend.AvgCE`."""
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int
@@ -27,6 +27,7 @@ from fuserl.distributions.vocabulary import Map, cached, exact, map_tokens, min_
 Matches = Int[np.ndarray, "pairs 3"]  # (target token, source token, count), of `vocabulary.Together`
 
 
+@runtime_checkable
 class Matching(Protocol):
     """See `ExactMatch`, `MinEditDistance`, `MappingStatistics`."""
 
@@ -76,14 +77,16 @@ class MinEditDistance:
 
 
 class MappingStatistics:
-    """MS: FuseChat's. Tokens go where they were aligned to in these texts, several may spell one."""
+    """MS: FuseChat's. Tokens without an equal one go where they were aligned to in these texts, several may spell one."""
 
     reads_matches = True
 
     def to_target(self, source: Vocabulary, target: Vocabulary, matches: Matches, cache: Path) -> Map:
         """See `Matching`."""
         counted = hashlib.sha256(np.ascontiguousarray(matches).tobytes()).hexdigest()[:24]
-        return cached(cache, f"statistics {counted}", source, target, lambda: statistics_map(source, target, matches))
+        g = cached(cache, f"statistics {counted}", source, target, lambda: statistics_map(source, target, matches))
+        equal = cached(cache, "exact", source, target, lambda: map_tokens(source, target, exact))
+        return np.where(equal >= 0, equal, g).astype(np.int32)
 
     def choose(
         self, alignment: Alignment, source: Ids, target: Ids, vocabularies: tuple[Vocabulary, Vocabulary], g: Map

@@ -46,7 +46,7 @@ class Model:
         """From its settings, what they leave out from `unsaid`.
 
         Raises:
-            FuserlError: it has no path.
+            FuserlError: it has no path, or a setting is out of its range.
         """
         said = {key: unsaid.get(key) if given.get(key) is None else given[key] for key in SETTINGS}
         setting = _setting(name)
@@ -54,6 +54,10 @@ class Model:
             raise FuserlError(
                 f"`{name}` has no model", where=f"`{setting}.path`", hint="give a Hugging Face folder or a hub name"
             )
+        for key, value in said.items():
+            fits, rule = RULES[key]
+            if not fits(value):
+                raise FuserlError(f"`{key}` is {value!r}", where=f"`{setting}`", hint=f"it must be {rule}")
         return cls(name, **said)
 
     @property
@@ -175,9 +179,13 @@ def reader(
             notes=lambda: {"skipped": report.skipped},
             progress=lambda: told(report.rows),
         )
-    vocabulary = of_tokenizer(tokenizer)
-    roles = dict(vocabulary.roles) | {"eos": template.end_of_turn}  # the ends of a response are counterparts
-    return Reader(model, template, store, replace(vocabulary, roles=roles), context)
+    return Reader(model, template, store, _ending_with(of_tokenizer(tokenizer), template.end_of_turn), context)
+
+
+def _ending_with(vocabulary: Vocabulary, end: int) -> Vocabulary:
+    """The ends of a response are counterparts, whatever else these tokens are; the last role of a token counts."""
+    others = {role: token for role, token in vocabulary.roles.items() if role != "eos"}
+    return replace(vocabulary, roles={**others, "eos": end})
 
 
 def _setting(name: str) -> str:
