@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks import kit
 from fuserl.merging.checkpoint import Checkpoint
@@ -44,7 +44,7 @@ FORM = """
 Base and {experts} experts, {gb:.2f} GB each in bfloat16 ({tensors} tensors, the largest {largest:.1f} MB); reading, merging, writing. `sce` selects
 {select}, the others have the defaults of `conf/merge`. Ours also digests every file that it reads. The medians of {steps} pairs, in turn.
 Peak: the process's resident memory, mapped files included, less what it held when all was imported. Bound: {bound_factor} x {largest:.1f} MB x
-{models} models (the base is one) = **{bound:,.0f} MB**. Elements that differ from mergekit's in float32: {strays}; all of them at positions whose
+{models} models (the base is one) = **{bound:,.1f} MB**. Elements that differ from mergekit's in float32: {strays}; all of them at positions whose
 variance is that of the threshold.
 """
 
@@ -97,16 +97,13 @@ def make(folder: Path, gb: float, experts: int, size: str) -> list[Path]:
     config = LlamaConfig(
         vocab_size=vocabulary, hidden_size=width, intermediate_size=inner, num_attention_heads=width // 32,
         num_hidden_layers=max(1, round((gb * 5e8 - ends) / layer)), dtype="bfloat16",
+        architectures=[LlamaForCausalLM.__name__],
     )  # fmt: skip
     with torch.device("meta"):
-        names = {
-            name: tuple(weight.shape) for name, weight in AutoModelForCausalLM.from_config(config).named_parameters()
-        }
+        names = {name: tuple(weight.shape) for name, weight in LlamaForCausalLM(config).named_parameters()}
     forms = [Form(name, shape, torch.bfloat16) for name, shape in sorted(names.items())]
     paths = [folder / name for name in ("base", *(f"expert{number}" for number in range(experts)))]
     for number, path in enumerate(paths):
-        config.save_pretrained(path)
-        config.architectures = ["LlamaForCausalLM"]
         config.save_pretrained(path)
         parts = shards(forms, SHARD if size == "tiny" else SHARD // 1000)
         for name, part in zip(file_names(len(parts)), parts, strict=True):
