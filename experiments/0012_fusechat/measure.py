@@ -26,6 +26,7 @@ SETTINGS = (
 )  # fmt: skip
 
 
+@torch.no_grad()
 def nll(setup: Setup) -> float:
     """Nats a token of the best response of each validation prompt."""
     held_out = setup.prepared.validation
@@ -40,7 +41,6 @@ def nll(setup: Setup) -> float:
     return nats / tokens
 
 
-@torch.no_grad()
 def measure(out: Path, seed: int, name: str, model: str) -> None:
     """One model, into a folder that looks like a run's."""
     folder = out / f"{name}-{seed}"

@@ -70,10 +70,9 @@ NEEDS = {  # what a recipe must be given
     "fusechat_7b": "recipe.data",
     "fusellm_llama2_7b": "recipe.data",
 }
-SMALL = {
-    name: ("recipe.first=some where", "recipe.second=else where")
-    for name in ("fusechat_miniature", "fusellm_miniature")
-}
+SMALL = dict.fromkeys(
+    ("fusechat_miniature", "fusellm_miniature"), ("recipe.first=some where", "recipe.second=else where")
+)
 
 
 @pytest.mark.parametrize("recipe", options("recipe"))
