@@ -266,6 +266,24 @@ def test_the_same_expert_twice_is_that_expert(models, tmp_path):
         assert_close(there[name], weight)
 
 
+def test_a_core_is_left_to_the_digests_and_given_back(models, tmp_path, monkeypatch):
+    before, seen, threads = torch.get_num_threads(), [], 3
+    write = shards.ShardWriter.write
+
+    def watched(self, form, pieces):
+        seen.append(torch.get_num_threads())
+        write(self, form, pieces)
+
+    monkeypatch.setattr(shards.ShardWriter, "write", watched)
+    torch.set_num_threads(threads)
+    try:
+        merged(overrides(models, "ab"), tmp_path / "out")
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    assert set(seen) == {threads - 1}
+
+
 def test_labels_tell_models_apart():
     assert labels(["runs/a/model", "runs/b/model"]) == ["a/model", "b/model"]
     assert labels(["x", "y", "y"]) == ["x", "y", "y (2)"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -90,7 +91,7 @@ def merge(cfg: DictConfig) -> Path:
     base, *experts = models
     job = Job(base, experts, method, entries(base, experts), _dtype(given["merge"]["dtype"]))
     _say_start(job, given, folder.path)
-    with folder.working() as part, ThreadPoolExecutor(1) as hashing:
+    with folder.working() as part, ThreadPoolExecutor(1) as hashing, _a_core_for_digests():
         folder.require_room(sum(form.bytes for form in job.forms()))
         digests = {file: hashing.submit(sha256, file) for model in models for file in model.files()}
         try:
@@ -104,6 +105,17 @@ def merge(cfg: DictConfig) -> Path:
         say_table(table_of(summary, title=f"{name}: {len(experts)} experts", num_tensors=len(coefficients)))
     say(f"done: {folder.path} ({time.monotonic() - started:,.1f} s)")
     return folder.path
+
+
+@contextmanager
+def _a_core_for_digests() -> Iterator[None]:
+    """torch's threads wait for each other after every piece: one more than there are free cores costs many times the work."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(max(1, threads - 1))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def write(job: Job, part: Path, *, largest: int) -> Coefficients:
