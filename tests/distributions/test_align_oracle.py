@@ -10,6 +10,7 @@ import pytest
 from align_kit import models, overrides, run, write_data  # noqa: F401
 
 from fuserl.distributions.store import Distributions
+from fuserl.sources.source import content_of
 
 FORMS = [("exact", False, False), ("min_edit", True, False), ("statistics", False, True), ("statistics", True, True)]
 
@@ -54,7 +55,7 @@ def test_fused_rows_are_the_literal_ones(models, place, mode, mean, pairwise):  
 
 def test_all_models_and_origins_take_part(models, place):  # noqa: F811
     """Else the equality above would say little."""
-    out = run(overrides(models, place / "data.jsonl", place, "matching=statistics", f"output={place / 'seen'}"))
+    out = run(overrides(models, place / "data.jsonl", place, "blend=avg_ce", f"output={place / 'seen'}"))
     summary = json.loads((out / "summary.json").read_text())
     (fused,) = summary["fused"]
     assert set(fused["weights"]) == {"target", "pieces", "bytes"}
@@ -75,11 +76,11 @@ def test_what_a_model_says_is_what_one_forward_says(models, place):  # noqa: F81
     texts = list({(row["prompt"], r["text"]): None for row in rows for r in row["responses"]})
     folders = {len(store): store for store in map(Distributions, (place / "cache" / "distributions").iterdir())}
     assert list(folders) == [len(texts)]
+    ends = {"target": "<|im_end|>", "pieces": "</s>", "bytes": "<|endoftext|>"}
+    by_content = {content_of(str(folder)): name for name, folder in models.items()}
     for store in map(Distributions, (place / "cache" / "distributions").iterdir()):
-        name, end = {330: ("target", "<|im_end|>"), 385: ("bytes", "<|endoftext|>")}.get(
-            store.vocabulary, ("pieces", "</s>")
-        )
-        model = align_oracle.Model(models[name], end)
+        name = by_content[store.made_from["model"]]
+        model = align_oracle.Model(models[name], ends[name])
         for key, text in zip(store, texts, strict=True):
             wanted, found = align_oracle.answer(model, *text), store[key]
             assert found.ids.tolist() == [[token for token, _ in step] for step in wanted.steps.values()]
