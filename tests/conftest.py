@@ -11,7 +11,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-from hypothesis import settings  # after the environment above
+import numeric  # after the environment above
+from hypothesis import settings
 
+numeric.only_where_there_are_arrays()
 settings.register_profile("steady", deadline=None)  # a busy machine is no failure
 settings.load_profile("steady")

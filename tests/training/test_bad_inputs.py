@@ -189,7 +189,7 @@ def test_bad_file(name, tmp_path, settings):
     build, match = BAD_FILES[name]
     path = build(tmp_path)
     with pytest.raises(FuserlError, match=match) as caught:
-        train(compose("train", settings("fusesft", "data=own", f"data.path={path}")))
+        train(compose("train", settings("fusesft", "data=own", "data.validation_limit=null", f"data.path={path}")))
     assert caught.value.where
 
 
