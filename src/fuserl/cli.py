@@ -91,14 +91,27 @@ def run_verb(verb: str, overrides: list[str]) -> None:
 
     sys.argv = [f"fuserl {verb}", *overrides]
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
-    hydra.main(version_base="1.3", config_path=str(config_folder()), config_name=verb)(_function(verb))()
+    hydra.main(version_base="1.3", config_path=str(config_folder()), config_name=verb)(_late(verb))()
+
+
+def _late(verb: str) -> Callable:
+    """The verb, imported when it is called, so that `--help` does not wait for torch."""
+
+    def call(cfg):
+        return _function(verb)(cfg)
+
+    call.__module__ = _module(verb)  # whose name Hydra shows
+    return call
 
 
 def _function(verb: str) -> Callable:
-    """Imports are late, so that `--help` does not wait for torch."""
     from importlib import import_module
 
-    return getattr(import_module(f"fuserl.{MODULES.get(verb, f'training.{verb}')}"), verb)
+    return getattr(import_module(_module(verb)), verb)
+
+
+def _module(verb: str) -> str:
+    return f"fuserl.{MODULES.get(verb, f'training.{verb}')}"
 
 
 if __name__ == "__main__":
