@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -15,9 +13,9 @@ import numpy as np
 
 from fuserl.distributions.aligners import Aligner, Pair
 from fuserl.distributions.alignment import Alignment
+from fuserl.distributions.kept import keep, recalled
 from fuserl.distributions.readers import Reader
 from fuserl.distributions.texts import Place, Texts
-from fuserl.errors import FuserlError
 from fuserl.terminal import bar
 
 LAYOUT = 1  # raise it when an aligner aligns otherwise
@@ -55,11 +53,11 @@ class Aligned:
 
     def _shard(self, path: Path, pairs: Sequence[Pair]) -> list[Alignment]:
         lengths = [len(pair.target.ids) for pair in pairs]
-        known = _load(path, sum(lengths))
-        if known is None:
+        known = recalled(path)
+        if known is None or known.shape != (sum(lengths), 2) or known.dtype != np.int32:
             found = self.aligner.align(pairs, self.source.vocabulary, self.target.vocabulary)
             known = np.concatenate([np.stack([one.first, one.last], axis=1) for one in found]).astype(np.int32)
-            _save(path, known)
+            keep(path, known, "alignments")
         parts = np.split(known, np.cumsum(lengths)[:-1])
         return [
             Alignment(part[:, 0], part[:, 1], len(pair.source.ids)) for part, pair in zip(parts, pairs, strict=True)
@@ -71,30 +69,3 @@ class Aligned:
         how = [type(self.aligner).__name__, self.aligner.scope]
         places = list(self.texts.place_of.items())
         return hashlib.sha256(json.dumps([LAYOUT, SHARD, how, sides, places]).encode()).hexdigest()[:24]
-
-
-def _load(path: Path, tokens: int) -> np.ndarray | None:
-    """None where there is no shard, or a damaged one."""
-    try:
-        found = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError):
-        return None
-    return found if found.shape == (tokens, 2) and found.dtype == np.int32 else None
-
-
-def _save(path: Path, shard: np.ndarray) -> None:
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("wb") as file:
-            np.save(file, shard, allow_pickle=False)
-        part.replace(path)
-    except OSError as error:
-        raise FuserlError(
-            f"the alignments cannot be kept: {error.strerror or error}",
-            where=str(path),
-            hint="make room, or give another `cache`; what was aligned is kept",
-        ) from error
-    finally:
-        with suppress(OSError):
-            part.unlink(missing_ok=True)

@@ -7,12 +7,9 @@ vocabularies, where a token may control, be a byte, or be missing.
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import math
-import os
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -21,9 +18,9 @@ from rapidfuzz.distance import Levenshtein
 from rapidfuzz.process import cpdist
 
 from fuserl.distributions.alignment import Alignment, Ids
+from fuserl.distributions.kept import keep, recalled
 from fuserl.distributions.marks import Vocabulary
 from fuserl.distributions.nearest import nearest
-from fuserl.errors import FuserlError
 
 LAYOUT = 1  # raise it when a map means something else
 HELD = 1 << 22  # matches that are held before they are counted
@@ -166,27 +163,10 @@ def cached(folder: Path, name: str, source: Vocabulary, target: Vocabulary, make
     """
     key = hashlib.sha256(json.dumps([LAYOUT, name, source.digest, target.digest]).encode()).hexdigest()[:24]
     path = folder / f"vocabulary-{key}.npy"
-    try:
-        found = np.load(path, allow_pickle=False)
-        if found.shape == (len(source),) and found.dtype == np.int32 and -1 <= found.min() <= found.max() < len(target):
-            return found
-    except (OSError, ValueError, EOFError):
-        pass  # absent or damaged: made anew
+    known = recalled(path)
+    fits = known is not None and known.shape == (len(source),) and known.dtype == np.int32
+    if known is not None and fits and -1 <= known.min() <= known.max() < len(target):
+        return known
     found = make()
-    content = io.BytesIO()
-    np.save(content, found, allow_pickle=False)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        part.write_bytes(content.getvalue())
-        part.replace(path)
-    except OSError as error:
-        raise FuserlError(
-            f"the vocabulary map cannot be kept: {error.strerror or error}",
-            where=str(path),
-            hint="make room, or give another `cache`",
-        ) from error
-    finally:
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
+    keep(path, found, "the vocabulary map")
     return found
