@@ -5,17 +5,12 @@ from __future__ import annotations
 import json
 import random
 import shutil
-import sys
 import time
 from pathlib import Path
 
-import kit
 import pytest
-from merging_kit import family
-
-sys.path.append(str(kit.ROOT / "tests" / "sources"))
-
 from forking import Nursery
+from merging_kit import family
 
 KILLS = 6
 OWN = ("seconds", "peak_memory_mb")  # of a manifest: a run's own

@@ -146,11 +146,11 @@ def test_a_recipe_runs_its_stages_and_skips_finished_ones(tmp_path, capsys):
     assert capsys.readouterr().err.count("finished already") == 2
 
 
-def test_multirun_gives_each_job_its_own_folder(settings, tmp_path):
+def test_multirun_gives_each_job_its_own_folder(settings, tmp_path, monkeypatch):
+    """In this process; tests/sweeps starts processes."""
+    monkeypatch.chdir(tmp_path)
     small = [s for s in settings("fusesft", "max_steps=1") if not s.startswith("output=")]
-    command = [sys.executable, "-m", "fuserl", "train", *small, "seed=0,1", "--multirun"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
+    run_verb("train", [*small, "seed=0,1", "hydra/launcher=basic", "--multirun"])
     assert len(list((tmp_path / "runs").glob("sweep-*/train-*/summary.json"))) == 2
 
 

@@ -3,28 +3,32 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import weights  # tests/training/conftest.py
+from forking import Nursery
 
 WAYS = {
     "small packs": ("trainer.max_tokens=200",),
     "padded": ("trainer.packing=padded",),
     "padded, small packs": ("trainer.packing=padded", "trainer.max_tokens=300"),
-    "two ranks": ("trainer.devices=2",),
     "two ranks, small packs": ("trainer.devices=2", "trainer.max_tokens=200"),
     "loader processes": ("trainer.num_workers=1",),
     "narrow head": ("trainer.logits_memory=1e-6",),
     "checkpointed activations": ("target.checkpointing=full",),
     "selectively checkpointed activations": ("target.checkpointing=selective",),
 }
+
+
+@pytest.fixture(scope="module")
+def nursery(tmp_path_factory) -> Iterator[Nursery]:
+    """A process with everything imported, whose children are killed."""
+    nursery = Nursery(tmp_path_factory.mktemp("nursery"), "fuserl.training.run", "transformers.models.gpt_neox")
+    yield nursery
+    nursery.close()
 
 
 def assert_same(ours: Path, theirs: Path, **tolerance) -> None:
@@ -60,27 +64,19 @@ def test_a_cached_reference_does_not_matter(run, tmp_path):
 
 
 @pytest.mark.parametrize("objective", ["fusesft", "fusepo_dpo"])
-def test_killed_twice_and_resumed_gives_the_same_bits(objective, run, settings, tmp_path):
-    plain = run(objective, "max_steps=30", "trainer.max_tokens=200", output="plain")
-    command = [
-        sys.executable,
-        "-m",
-        "fuserl",
-        "train",
-        *settings(objective, "max_steps=30", "trainer.max_tokens=200", output="killed"),
-    ]
+def test_killed_twice_and_resumed_gives_the_same_bits(objective, run, settings, nursery, tmp_path):
+    longer = ("max_steps=20", "trainer.max_tokens=200")
+    plain = run(objective, *longer, output="plain")
     killed = tmp_path / "killed"
     for at_least in (3, 9):
-        process = subprocess.Popen(
-            command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "1"}
+        nursery.run(
+            "train",
+            settings(objective, *longer, output="killed"),
+            kill_when=lambda least=at_least: _step(killed) >= least,
         )
-        deadline = time.time() + 90
-        while process.poll() is None and time.time() < deadline and _step(killed) < at_least:
-            time.sleep(0.01)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        assert at_least <= _step(killed) < 20
     assert not (killed / "summary.json").exists(), "the run was over before it was killed"
-    finished = run(objective, "max_steps=30", "trainer.max_tokens=200", output="killed")
+    finished = run(objective, *longer, output="killed")
     assert_same(finished, plain, rtol=0, atol=0)
     ours, theirs = ((f / "metrics.csv").read_text().splitlines() for f in (finished, plain))
     assert [line.split(",")[0] for line in ours] == [line.split(",")[0] for line in theirs]

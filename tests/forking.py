@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 import traceback
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 
@@ -19,8 +20,9 @@ from pathlib import Path
 class Nursery:
     """The process, seen from a test."""
 
-    def __init__(self, folder: Path, *imports: str) -> None:
-        environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
+    def __init__(self, folder: Path, *imports: str, paths: Sequence[Path] = ()) -> None:
+        """`paths`: folders that `imports` are looked for in, too."""
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, paths))}
         self.errors = (folder / "stderr").open("w")
         self.process = subprocess.Popen(
             [sys.executable, __file__, *imports],
@@ -33,8 +35,19 @@ class Nursery:
         )
         self._line()
 
-    def run(self, verb: str, overrides: list[str], *, kill_after: float | None = None) -> bool:
-        """Whether the verb ended by itself, well; else it was killed after so many seconds.
+    def run(
+        self,
+        verb: str,
+        overrides: list[str],
+        *,
+        kill_after: float | None = None,
+        kill_when: Callable[[], bool] | None = None,
+        within: float = 120.0,
+    ) -> bool:
+        """Whether the verb ended by itself, well; else it was killed after so many seconds, or when something was seen.
+
+        Args:
+            kill_when: is asked every few milliseconds, at most `within` seconds long, while the verb runs.
 
         Raises:
             AssertionError: it ended with an error.
@@ -43,8 +56,12 @@ class Nursery:
         self.process.stdin.write(json.dumps([verb, overrides]) + "\n")
         self.process.stdin.flush()
         child = int(self._line())
+        deadline = time.monotonic() + within
+        while kill_when and not kill_when() and not _ended(child) and time.monotonic() < deadline:
+            time.sleep(0.005)
         if kill_after is not None:
             time.sleep(kill_after)
+        if kill_when or kill_after is not None:
             os.kill(child, 9)  # still there, or waiting for its parent to look
         self.process.stdin.write("\n")
         self.process.stdin.flush()
@@ -63,6 +80,11 @@ class Nursery:
         return self.process.stdout.readline()
 
 
+def _ended(child: int) -> bool:
+    """Its parent has not looked yet, so its number is its own."""
+    return Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+
+
 def serve() -> None:
     """Import what is named, then run what is asked, one after the other."""
     for name in ("fuserl.cli", *sys.argv[1:]):
@@ -78,6 +100,7 @@ def serve() -> None:
 
 
 def _run(verb: str, overrides: list[str]) -> None:
+    os.dup2(2, 1)  # standard output is for the test
     try:
         sys.modules["fuserl.cli"].run_verb(verb, overrides)
         os._exit(0)
