@@ -20,6 +20,7 @@ VERBS = {
     "plan": "what a training run will need: steps, tokens, FLOPs, memory by part, hours; loads no weights",
     "align": "what several models expect at every token, fused in the target's vocabulary",
     "merge": "a base and experts of its shape: one model",
+    "evaluate": "a model x prompts it never saw: graded answers, how it reads the best ones",
     "pipeline": "the stages of a recipe in turn, finished ones skipped",
     "compare": "runs side by side: a table with intervals and tests, figures, one page",
     "doctor": "what this machine can do",
@@ -32,6 +33,7 @@ MODULES = {  # where a verb's function is, if not in the training module of its 
     "select": "curation.select",
     "train": "training.run",
     "plan": "training.dry_run",
+    "evaluate": "evaluation.evaluate",
     "compare": "evaluation.compare",
 }
 MULTIRUN = {"--multirun", "-m"}

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from fuserl.errors import FuserlError
+from fuserl.evaluation.answering import scores_by_prompt
 from fuserl.miniature.tasks import score
-from fuserl.training.testing import scores_by_prompt
 
 ASKED = ("test.split=test", "test.samples=2", "probe.max_new_tokens=4", "max_steps=1")
 

@@ -19,9 +19,9 @@ from fuserl.distributions.readers import Reader
 from fuserl.distributions.topk import TopK
 from fuserl.errors import FuserlError
 from fuserl.models.head import Head
-from fuserl.models.kernels import choose, needs_of
+from fuserl.models.kernels import checked_backend
 from fuserl.models.load import load_policy
-from fuserl.models.scoring import causal_lm, check_model, rows_within, trained_states, unpacked
+from fuserl.models.scoring import causal_lm, rows_within, trained_states, unpacked
 from fuserl.sources.transformers import on_device
 from fuserl.tokens.collate import GroupBatch, collate
 from fuserl.tokens.store import TokenStore
@@ -86,10 +86,7 @@ class TransformersCollector:
     def _slices(self, model: Any) -> Slices:
         if self.packing == "padded":
             return one_by_one
-        backend = choose("auto", next(model.parameters()).device, needs_of(model))
-        for one in dict.fromkeys(("sdpa", backend)):
-            check_model(model, one)
-        return partial(packed, backend=backend, rows=rows_within(self.logits_memory, model))
+        return partial(packed, backend=checked_backend(model, "auto"), rows=rows_within(self.logits_memory, model))
 
 
 def packed(model: Any, batch: GroupBatch, *, backend: str, rows: int) -> Iterator[Float[Tensor, "S V"]]:

@@ -18,7 +18,7 @@ from torch import Tensor
 from fuserl.errors import FuserlError
 from fuserl.models.attention import KERNELS, packing
 from fuserl.models.layout import PackLayout
-from fuserl.models.scoring import causal_lm, decoder
+from fuserl.models.scoring import causal_lm, check_model, decoder
 from fuserl.models.sdpa import dense_oracle
 
 HALF = (torch.bfloat16, torch.float16)
@@ -186,3 +186,15 @@ def _with_gradients(
         states = [part.detach().requires_grad_() for part in states]
         out = kernel(*states, *asked)
         return [out.detach(), *torch.autograd.grad(out, states, upstream)]
+
+
+def checked_backend(model: Any, attention: str) -> str:
+    """The attention kernel for a model, chosen by `choose` and proved on it.
+
+    Raises:
+        FuserlError: the kernel is not to be had, or the model cannot be packed.
+    """
+    backend = choose(attention, next(model.parameters()).device, needs_of(model))
+    for one in dict.fromkeys(("sdpa", backend)):
+        check_model(model, one)
+    return backend

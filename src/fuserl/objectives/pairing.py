@@ -144,3 +144,9 @@ def _weighing(scores: GroupScores, pairs: Pairs, masked: str) -> Bool[Tensor, "P
     scored = scores.valid & ~scores.rewards.isnan()
     its_own = scores.source.gather(1, pairs.chosen) == scores.source  # the best of nothing is column 0, another's
     return first_of_source(scores) & its_own & scored.gather(1, pairs.chosen)
+
+
+def best_response(rewards: Float[Tensor, "P K"], valid: Bool[Tensor, "P K"]) -> Int[Tensor, " P"]:
+    """Column of the highest reward (the first of equals; the first valid one where nothing is scored)."""
+    known = torch.where(valid & ~rewards.isnan(), rewards.double(), -1e300)
+    return torch.where(valid, known, -torch.inf).argmax(dim=1)

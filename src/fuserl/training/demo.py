@@ -10,7 +10,6 @@ import json
 import time
 from collections import defaultdict
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +19,7 @@ from rich.table import Table as Terminal
 
 import fuserl
 from fuserl.evaluation import figures
+from fuserl.evaluation.answering import scores_by_prompt, write_answers
 from fuserl.evaluation.report import Section, Table, Text, write_report
 from fuserl.evaluation.statistics import Interval, bootstrap, paired_difference
 from fuserl.miniature.tasks import DOMAINS
@@ -32,7 +32,7 @@ from fuserl.terminal import say
 from fuserl.tokens.templates import load_template
 from fuserl.training.quiet import quiet
 from fuserl.training.run import train
-from fuserl.training.testing import answers, score_of, scores_by_prompt, write_answers
+from fuserl.training.testing import tested
 
 PACKAGE = Path(fuserl.__file__).parent / "miniature"
 
@@ -108,8 +108,7 @@ def base_answers(path: Path, test: list[PromptGroup], cfg: DictConfig) -> Path:
     if not path.exists():
         tokenizer = load_tokenizer(str(PACKAGE / "target"))
         policy, template = load_policy(str(PACKAGE / "target"), dtype="float32"), load_template(tokenizer)
-        decode = partial(tokenizer.decode, skip_special_tokens=True)
-        write_answers(path, answers(policy, template, decode, test, cfg, score_of(cfg)))
+        write_answers(path, tested(policy, template, test, cfg))
     return path
 
 

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
+from fuserl.objectives.pairing import best_response
 from fuserl.objectives.terms import GroupScores, Number, Pairs, Totals
 from fuserl.tokens.store import VERDICT
 
@@ -75,12 +76,6 @@ class Tally:
             for column, metric in enumerate(METRICS)
             if seen[row][column]
         }
-
-
-def best_response(rewards: Float[Tensor, "P K"], valid: Bool[Tensor, "P K"]) -> Int[Tensor, " P"]:
-    """Column of the highest reward (the first of equals; the first valid one where nothing is scored)."""
-    known = torch.where(valid & ~rewards.isnan(), rewards.double(), -1e300)
-    return torch.where(valid, known, -torch.inf).argmax(dim=1)
 
 
 def chosen_not_good(

@@ -17,6 +17,7 @@ from omegaconf.errors import InterpolationResolutionError
 from fuserl.curation.select import select
 from fuserl.distributions.align import align
 from fuserl.errors import FuserlError
+from fuserl.evaluation.evaluate import evaluate
 from fuserl.merging.merge import merge
 from fuserl.rewards.score import score
 from fuserl.settings import compose, plain
@@ -32,6 +33,7 @@ VERBS: Mapping[str, Callable[[DictConfig], Any]] = {
     "align": align,
     "train": train,
     "merge": merge,
+    "evaluate": evaluate,
 }
 MODELS = {"train": "model", "merge": "."}  # verbs that write a model, and where in their folder it lies
 HINT = "see conf/recipe/ for examples"

@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from fuserl.errors import FuserlError
 from fuserl.models.load import model_config
 from fuserl.objectives.diagnose import cautions, require_applicable
-from fuserl.objectives.pairing import across_sources, best_and_worst_of_each_source
+from fuserl.objectives.pairing import across_sources, best_and_worst_of_each_source, best_response
 from fuserl.objectives.terms import GroupScores, Objective, Pairs
 from fuserl.objectives.weights import auto_tau
 from fuserl.records.formats import ReadReport
@@ -34,7 +34,7 @@ from fuserl.tokens.templates import Template
 from fuserl.tokens.tokenize import encode_dataset
 from fuserl.training.datamodule import Split
 from fuserl.training.fused import FusedTexts
-from fuserl.training.metrics import Slices, best_response, chosen_not_good
+from fuserl.training.metrics import Slices, chosen_not_good
 
 
 @dataclass

@@ -14,6 +14,7 @@ import lightning as L
 from omegaconf import DictConfig, OmegaConf
 
 from fuserl.errors import FuserlError
+from fuserl.evaluation.answering import summary_of_test, write_answers
 from fuserl.records.manifest import write_text_atomically
 from fuserl.records.schema import PromptGroup
 from fuserl.settings import plain
@@ -29,7 +30,7 @@ from fuserl.training.loggers import MetricsCsv, close_loggers, make_loggers
 from fuserl.training.quiet import quiet
 from fuserl.training.setup import Setup, data_of
 from fuserl.training.summary import card, peak_memory_mb, summarise, write_manifest_of_run
-from fuserl.training.testing import answers, groups_of_test, score_of, summary_of_test, write_answers
+from fuserl.training.testing import groups_of_test, score_of, tested
 from fuserl.training.token_module import TokenModule
 
 
@@ -198,8 +199,7 @@ def _tested(cfg: DictConfig, setup: Setup, folder: RunFolder, groups: Sequence[P
     """Answers to the test prompts into `test.jsonl`, and what they come to."""
     if not groups:
         return None
-    decode = partial(setup.tokenizer.decode, skip_special_tokens=True)
-    rows = answers(setup.policy, setup.template, decode, groups, cfg, score_of(cfg))
+    rows = tested(setup.policy, setup.template, groups, cfg)
     write_answers(folder.test, rows)
     return summary_of_test(rows, cfg.test.split)
 

@@ -16,11 +16,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from fuserl.errors import FuserlError
 from fuserl.models.compiled import compile_layers
-from fuserl.models.kernels import choose, needs_of
+from fuserl.models.kernels import checked_backend
 from fuserl.models.load import check_vocabulary, load_policy, load_tokenizer
 from fuserl.models.reference import fill, weights_digest
 from fuserl.models.reference_cache import ReferenceCache
-from fuserl.models.scoring import Packed, Padded, Scoring, check_model, per_token, rows_within
+from fuserl.models.scoring import Packed, Padded, Scoring, per_token, rows_within
 from fuserl.terminal import say
 from fuserl.tokens.collate import PADDING, GroupBatch
 from fuserl.tokens.scores import scores_of
@@ -142,10 +142,7 @@ class Setup:
         if self.cfg.trainer.packing == "padded":
             return Padded()
         with self._as_trained():
-            check_model(model, "sdpa")
-            backend = choose(self.cfg.trainer.attention, self.device, needs_of(model))
-            if backend != "sdpa":
-                check_model(model, backend)
+            backend = checked_backend(model, self.cfg.trainer.attention)
         gpu = torch.cuda.get_device_properties(self.device).total_memory if self.device.type == "cuda" else None
         rows = rows_within(logits_gib(self.cfg.trainer.logits_memory, gpu), model)
         return Packed(backend, rows, self.prepared.objective.linear)
