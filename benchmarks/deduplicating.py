@@ -28,7 +28,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from benchmarks import kit
-from benchmarks.tokenising import SLACK
+from benchmarks.kit import SLACK
 from fuserl.curation.rules import sifted
 from fuserl.curation.texts import normalised, words
 from fuserl.records.formats import read_groups

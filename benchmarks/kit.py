@@ -23,6 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 DATA = Path(os.environ.get("FUSERL_SHARED", ROOT.parent / "shared")) / "data"
 RESULTS = ROOT / "benchmarks" / "results"
 MEASURED = ("torch", "transformers", "lightning")
+SLACK = 1.25  # times linear, of what must not outgrow the data
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 

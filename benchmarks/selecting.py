@@ -25,7 +25,7 @@ import torch
 
 from benchmarks import kit
 from benchmarks.deduplicating import lines_of_real_answers
-from benchmarks.tokenising import SLACK
+from benchmarks.kit import SLACK
 from fuserl.curation.ledger import totals
 from fuserl.curation.select import select
 from fuserl.records.schema import Message, PromptGroup, Response

@@ -1,6 +1,6 @@
 """A process that has everything imported and runs verbs in children of its own, so that a test can kill many quickly.
 
-Commands come as JSON lines on standard input: `[verb, [override, ...]]`. It answers with the child's number when it
+Commands come as JSON lines on standard input: `[verb, [override, ...]]`; instead of a verb, a module with a `main`. It answers with the child's number when it
 starts, and with its status when it has ended.
 """
 
@@ -102,7 +102,11 @@ def serve() -> None:
 def _run(verb: str, overrides: list[str]) -> None:
     os.dup2(2, 1)  # standard output is for the test
     try:
-        sys.modules["fuserl.cli"].run_verb(verb, overrides)
+        if "." in verb:
+            sys.argv = [verb, *overrides]
+            import_module(verb).main()
+        else:
+            sys.modules["fuserl.cli"].run_verb(verb, overrides)
         os._exit(0)
     except BaseException:
         traceback.print_exc()
