@@ -15,6 +15,7 @@ from fuserl.cli import run_verb
 from fuserl.distributions.store import Distributions
 from fuserl.models.load import load_tokenizer
 from fuserl.settings import compose
+from fuserl.training.pipeline import jobs
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "align.md").read_text()
@@ -31,7 +32,7 @@ SHAPE = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "nu
 
 def commands(language: str) -> list[list[str]]:
     found = re.findall(rf"^```{language}\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
-    return [shlex.split(line) for block in found for line in block.splitlines()]
+    return [shlex.split(line, comments=True) for block in found for line in block.splitlines()]
 
 
 @pytest.fixture
@@ -70,6 +71,7 @@ def test_every_command_runs_and_leaves_what_the_page_says(place, capsys):
 def test_the_other_commands_compose():
     for program, *rest in commands("console"):
         if program == "fuserl":
-            assert compose(rest[0], rest[1:]).sources
+            cfg = compose(rest[0], rest[1:])
+            assert cfg.sources if rest[0] == "align" else jobs(cfg)
         else:
             assert (ROOT / rest[0]).is_file()
