@@ -7,12 +7,14 @@ import os
 import re
 import subprocess
 import sys
-import time
+from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 
 import kit
 import openai_server
+import pytest
+from forking import Nursery
 from openai_server import Server
 from scoring_kit import groups
 
@@ -20,9 +22,19 @@ from fuserl.records.manifest import read_manifest
 from fuserl.records.store import iter_groups, write_groups
 
 KILLS = 20
+REWARDS = kit.ROOT / "tests/rewards"
 
 
-def command(tmp_path: Path, output: str, log: str, seconds: float) -> list[str]:
+@pytest.fixture(scope="module")
+def nursery(tmp_path_factory) -> Iterator[Nursery]:
+    """A process with everything imported, whose children are killed."""
+    imports = ("fuserl.rewards.score", "fuserl.sources.endpoint", "pyarrow.parquet", "scoring_kit")
+    nursery = Nursery(tmp_path_factory.mktemp("nursery"), *imports, paths=[REWARDS])
+    yield nursery
+    nursery.close()
+
+
+def overrides(tmp_path: Path, output: str, log: str, seconds: float) -> list[str]:
     scorer = [
         "+rewards.length._target_=scoring_kit.Length",
         f"+rewards.length.asked={tmp_path / log}",
@@ -30,12 +42,15 @@ def command(tmp_path: Path, output: str, log: str, seconds: float) -> list[str]:
     ]
     combine = ["combine=weighted", "combine.weights={length: 1.0}", "combine.standardise=domain"]
     where = [f"data.path={tmp_path / 'data'}", f"output={tmp_path / output}"]
-    return [sys.executable, "-m", "fuserl", "score", *where, *scorer, *combine]
+    return [*where, *scorer, *combine]
 
 
-def started(arguments: list[str]) -> subprocess.Popen:
-    environment = {**os.environ, "PYTHONPATH": str(kit.ROOT / "tests/rewards"), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(arguments, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+def run_command(overrides: list[str]) -> None:
+    """`fuserl score` in an interpreter of its own."""
+    environment = {**os.environ, "PYTHONPATH": str(REWARDS), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "fuserl", "score", *overrides]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def judge(body) -> tuple[str, str, int, int]:
@@ -50,30 +65,23 @@ def whole_lines(path: Path) -> list[str]:
     return path.read_text().split("\n")[:-1] if path.exists() else []
 
 
-def test_twenty_kills_leave_no_trace(tmp_path):
+def test_twenty_kills_leave_no_trace(tmp_path, nursery):
     write_groups(groups(250), tmp_path / "data")
-    done = started(command(tmp_path, "undisturbed", "asked_undisturbed", 0.0))
-    assert done.wait(240) == 0, done.stderr.read()
+    run_command(overrides(tmp_path, "undisturbed", "asked_undisturbed", 0.0))
 
     journal, log, rng = tmp_path / "out/journal/length.jsonl", tmp_path / "asked", Random(4)
-    waiting = command(tmp_path, "out", "asked", 0.008)
+    waiting = overrides(tmp_path, "out", "asked", 0.008)
     kept: set[str] = set()
     asked_again: set[str] = set()
     for _ in range(KILLS):
         seen = len(whole_lines(log))
-        process = started(waiting)
-        waits = rng.random() > 0.2
-        while waits and process.poll() is None and len(whole_lines(log)) == seen:
-            time.sleep(0.05)  # mostly until it scores, however slow the machine; else wherever it is
-        time.sleep(rng.uniform(0.0, 0.5))
-        process.kill()
-        process.wait()
-        process.stderr.close()
+        scores = None if rng.random() <= 0.2 else lambda seen=seen: len(whole_lines(log)) > seen
+        # mostly once it scores, however slow the machine; else wherever it is
+        nursery.run("score", waiting, kill_when=scores, kill_after=rng.uniform(0.0, 0.5))
         asked_again |= kept & set(whole_lines(log)[seen:])
         kept |= {json.loads(line)["key"] for line in whole_lines(journal)}
     assert len(kept) > 0, "no kill came while it was scoring"
-    last = started(waiting)
-    assert last.wait(240) == 0, last.stderr.read()
+    assert nursery.run("score", waiting)
 
     assert not asked_again, "what was kept was scored again"
     keys = whole_lines(journal)
@@ -87,7 +95,7 @@ def test_twenty_kills_leave_no_trace(tmp_path):
     assert list(iter_groups(tmp_path / "out")) == list(iter_groups(tmp_path / "undisturbed"))
 
 
-def test_a_judge_that_is_killed_computes_no_comparison_twice(tmp_path, monkeypatch):
+def test_a_judge_that_is_killed_computes_no_comparison_twice(tmp_path, nursery, monkeypatch):
     """Pairs are shared by answers, and a kill may come between them: the same questions have the same keys again."""
     write_groups(groups(30, samples=3), tmp_path / "data")
     monkeypatch.setattr(openai_server, "answer_to", judge)
@@ -97,27 +105,22 @@ def test_a_judge_that_is_killed_computes_no_comparison_twice(tmp_path, monkeypat
             "source.path=judge-1", f"engine.url={url}", "engine.concurrency=4", "engine.backoff.first=0.01", "engine.timeout=30"
         ]  # fmt: skip
         where = [f"data.path={tmp_path / 'data'}", f"output={tmp_path / output}", "reward=judge_pairwise"]
-        return [sys.executable, "-m", "fuserl", "score", *where, *(f"rewards.judge_pairwise.{one}" for one in settings)]
+        return [*where, *(f"rewards.judge_pairwise.{one}" for one in settings)]
 
     rng = Random(5)
     with Server(delay=0.01) as server:
         for _ in range(3):
             seen = len(server.calls)
-            process = started(arguments(server.url, "out"))
-            while process.poll() is None and len(server.calls) == seen:
-                time.sleep(0.02)
-            time.sleep(rng.uniform(0.0, 0.5))
-            process.kill()
-            process.wait()
-            process.stderr.close()
-        last = started(arguments(server.url, "out"))
-        assert last.wait(240) == 0, last.stderr.read()
+            nursery.run(
+                "score", arguments(server.url, "out"),
+                kill_when=lambda seen=seen: len(server.calls) > seen, kill_after=rng.uniform(0.0, 0.5),
+            )  # fmt: skip
+        assert nursery.run("score", arguments(server.url, "out"))
         assert set(server.computed.values()) == {1}
         assert len(server.calls) > len(server.computed), "no kill came while it was asking"
         computed = len(server.computed)
     with Server() as fresh:
-        undisturbed = started(arguments(fresh.url, "undisturbed"))
-        assert undisturbed.wait(240) == 0, undisturbed.stderr.read()
+        assert nursery.run("score", arguments(fresh.url, "undisturbed"))
         assert len(fresh.computed) == computed
     assert judged(tmp_path / "out") == judged(tmp_path / "undisturbed")
 
