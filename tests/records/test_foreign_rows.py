@@ -87,7 +87,27 @@ def test_sharegpt_keeps_the_turns_before_the_last_answer(tmp_path):
     assert group.id == "3"
 
 
+@pytest.mark.parametrize("form", ["auto", "text"])
+def test_a_text_is_one_response_to_a_prompt_that_names_it(form, tmp_path):
+    first, second = read(
+        tmp_path,
+        {"text": "Once upon", "meta": {"set": "pile"}},
+        {"id": 7, "text": "a time", "source": "book"},
+        form=form,
+    )
+    assert [(r.source, r.sample, r.text) for r in first.responses] == [("text", 0, "Once upon")]
+    assert first.extra == {"meta": {"set": "pile"}}
+    assert (second.id, second.responses[0].source) == ("7", "book")
+    assert first.prompt != second.prompt  # so that texts are held out by hash, each on its own
+    with pytest.raises(FuserlError, match="appears twice"):
+        read(
+            tmp_path, {"text": "same"}, {"text": "other"}, {"id": "p", "text": "x"}, {"id": "p", "text": "y"}, form=form
+        )
+
+
 BAD = {  # name: (row, what the error says)
+    "a text that is blank": ({"text": " \n"}, "`text` is missing or empty"),
+    "a text that is a number": ({"text": 3}, "`text` is missing or empty"),
     "chosen is blank": ({"prompt": "hi", "chosen": " ", "rejected": "no"}, "`responses[0].text` is empty"),
     "rejected is null": ({"prompt": "hi", "chosen": "yes", "rejected": None}, "`responses[1].text` is missing"),
     "chosen ends with the user": ({"prompt": "hi", "chosen": [YES, USER], "rejected": [NO]}, "`chosen` must end with the assistant's"),
@@ -138,7 +158,8 @@ def test_one_bad_completion_costs_itself_alone(tmp_path):
 @pytest.mark.parametrize(
     ("row", "form"),
     [({"prompt": "a", "responses": []}, None), ({"prompt": "a"}, None), ([1], None), ({"chosen": 1, "rejected": 2}, "trl"),
-     ({"responses": [], "chosen": 1, "rejected": 2}, None), ({"completions": []}, "ultrafeedback"), ({"conversations": []}, "sharegpt")],
+     ({"responses": [], "chosen": 1, "rejected": 2}, None), ({"completions": []}, "ultrafeedback"), ({"conversations": []}, "sharegpt"),
+     ({"text": "a"}, "text"), ({"text": "a", "prompt": "b"}, None)],
 )  # fmt: skip
 def test_what_a_row_looks_like(row, form):
     assert looks_like(row) == form

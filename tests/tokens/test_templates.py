@@ -154,6 +154,17 @@ def test_a_template_that_needs_tools_says_so():
     assert "need tools" in caught.value.hint
 
 
+@pytest.mark.parametrize(("bos", "start"), [("<s>", "<s>"), (None, "<|endoftext|>")])
+def test_a_text_stands_between_bos_and_eos_alone(bos, start):
+    """Base models read a corpus so; where there is no BOS, EOS parts its texts."""
+    made = gpt2("text", bos_token=bos)
+    one = encode_group(group("its name", "</s> a\n", "<|endoftext|>"), made)
+    read = made.tokenizer.convert_ids_to_tokens
+    assert read(one.prompt.tolist()) == [start]
+    assert [made.tokenizer.decode(branch[:-1]) for branch in one.responses] == ["</s> a\n", "<|endoftext|>"]
+    assert [branch.tolist().count(made.end_of_turn) for branch in one.responses] == [1, 1]
+
+
 def test_plain_without_eos_says_what_is_missing():
     with pytest.raises(FuserlError, match="a token that ends a response"):
         gpt2("plain", eos=None)
