@@ -41,7 +41,7 @@ def test_a_sweep_that_is_killed_twice_ends_with_the_same_weights(tmp_path, cache
     choices = ("objective=fusesft,sft_best", "seed=0,1", cache)
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
-    subprocess.run(command(undisturbed, *choices), check=True, capture_output=True, env=environment)
+    sweep("train", [*TINY, *choices, "hydra/launcher=basic", f"output={undisturbed}"])  # another launcher, too
     for ready in (0, 2):  # before the first job is done, and in the middle
         process = subprocess.Popen(
             command(killed, *choices), stderr=subprocess.DEVNULL, start_new_session=True, env=environment
@@ -129,11 +129,13 @@ def test_every_launcher_runs_the_same_jobs(launcher, tmp_path, cache):
         pytest.skip(f"{module} is not installed")
     if launcher == "ray":
         pytest.importorskip("boto3", reason="Hydra's launcher for ray wants it")
-    done = subprocess.run(
-        [*command(tmp_path / "out", "seed=0,1", cache), f"hydra/launcher={launcher}", *settings],
-        capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
+    chosen = ("seed=0,1", cache, f"hydra/launcher={launcher}", *settings)
+    if launcher == "basic":  # needs no process of its own
+        sweep("train", [*TINY, *chosen, f"output={tmp_path / 'out'}"])
+    else:
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        done = subprocess.run(command(tmp_path / "out", *chosen), capture_output=True, text=True, env=environment)
+        assert done.returncode == 0, done.stdout + done.stderr
     found = weights(tmp_path / "out")
     assert len(found) == 2
     assert len(set(found.values())) == 2

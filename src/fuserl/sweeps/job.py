@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
@@ -22,9 +23,6 @@ from fuserl.records.manifest import write_text_atomically
 from fuserl.settings import register_resolvers
 from fuserl.sweeps.plan import job_folder
 from fuserl.terminal import say
-from fuserl.training.pipeline import pipeline
-from fuserl.training.quiet import quiet
-from fuserl.training.run import train
 
 FAILURE, STARTED = "failure.json", "started.json"
 PATIENCE = 0.5  # seconds between two looks at a folder that another job holds
@@ -68,6 +66,8 @@ def run(verb: str, cfg: DictConfig, overrides: Sequence[str]) -> None:
     Raises:
         Exception: whatever ended the job; `failure.json` keeps it.
     """
+    from fuserl.training.quiet import quiet
+
     register_resolvers()
     quiet()
     cfg, sweep = cfg.copy(), Path(cfg.output)
@@ -99,29 +99,39 @@ def write_failure(folder: Path, error: Exception) -> None:
     write_text_atomically(folder / FAILURE, json.dumps(told, indent=1, ensure_ascii=False))
 
 
+def results(folder: Path) -> dict[str, Any]:
+    """What the verb that made a folder says of it in `summary.json`; nothing where it writes none, as `merge`."""
+    path = folder / "summary.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
 def value_of(folder: Path, metric: str) -> float:
     """A number of the run's `summary.json`: `test/score`, or the last value of a validation metric such as `val/nll`.
 
     Returns:
         nan, with a word about what there is, where the run did not measure it.
     """
-    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-    known = {name: found["last"] for name, found in summary["validation"].items()}
+    summary = results(folder)
+    known = {name: found["last"] for name, found in (summary.get("validation") or {}).items()}
     known |= {f"test/{name}": value for name, value in (summary.get("test") or {}).items()}
     found = known.get(metric)
     if isinstance(found, int | float):
         return float(found)
     numbers = sorted(name for name, value in known.items() if isinstance(value, int | float))
-    say(f"{folder} did not measure `metric={metric}`; it has {', '.join(numbers)}")
+    say(f"{folder} did not measure `metric={metric}`; it has {', '.join(numbers) or 'nothing'}")
     return math.nan
 
 
 def _train(sweep: Path, folder: Path, cfg: DictConfig) -> None:
+    from fuserl.training.run import train  # late: who only starts the processes of jobs does not wait for it
+
     cfg.output, cfg.trainer.progress_bar = str(folder), False
     _patiently(lambda: train(cfg))
 
 
 def _pipeline(sweep: Path, folder: Path, cfg: DictConfig) -> None:
+    from fuserl.training.pipeline import pipeline
+
     last = _patiently(lambda: pipeline(cfg, shared=sweep))
     write_text_atomically(folder / "summary.json", json.dumps({"last_stage": last.name}))
 

@@ -20,7 +20,6 @@ from omegaconf import DictConfig
 from fuserl.errors import FuserlError
 from fuserl.settings import compose, config_folder, plain
 from fuserl.training.folder import digest
-from fuserl.training.pipeline import jobs as stages_of
 
 VERBS = ("train", "pipeline")  # what can be swept
 
@@ -77,6 +76,8 @@ def job_folder(verb: str, sweep: Path, cfg: DictConfig) -> Path:
     A pipeline's stages lie in the same folder, so that jobs share the stages they have in common.
     """
     if verb == "pipeline":
+        from fuserl.training.pipeline import jobs as stages_of  # late: it imports every verb
+
         stages = [Path(job.output).name for _, job in stages_of(cfg, shared=sweep)]
         return sweep / f"pipeline-{hashlib.sha256(json.dumps(stages).encode()).hexdigest()[:12]}"
     return sweep / digest(verb, plain(cfg))
