@@ -7,9 +7,8 @@ no axes: beartype alone checks the same annotations in a tenth of the time, and 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
-from types import FunctionType
-from typing import Any, get_args
+from types import FunctionType, SimpleNamespace
+from typing import Any, get_args, get_type_hints
 
 import jaxtyping
 from beartype import BeartypeConf, beartype
@@ -19,17 +18,17 @@ typechecker = beartype(conf=BeartypeConf(is_pep484_tower=True, violation_type=ja
 _of_arrays = theirs.jaxtyped
 
 
-def jaxtyped(function: Any = theirs._sentinel, *, typechecker: Callable | object | None = theirs._sentinel) -> Any:
+def jaxtyped(*function: Any, **settings: Any) -> Any:
     """jaxtyping's decorator, where there is something for it to do."""
-    if not _is_plain(function) or typechecker in (None, theirs._sentinel):
-        return _of_arrays(function, typechecker=typechecker)
-    hints = {
-        name: theirs._destring_annotation(hint, function.__globals__) for name, hint in function.__annotations__.items()
-    }
+    typechecker = settings.get("typechecker")
+    if not typechecker or not function or not _is_plain(function[0]):
+        return _of_arrays(*function, **settings)
+    (plain,) = function
+    hints = {name: _resolved(hint, plain) for name, hint in plain.__annotations__.items()}
     if any(_names_an_array(hint) for hint in hints.values()):
-        return _of_arrays(function, typechecker=typechecker)
-    function.__annotations__ = hints
-    return typechecker(function)
+        return _of_arrays(plain, **settings)
+    plain.__annotations__ = hints
+    return typechecker(plain)
 
 
 def only_where_there_are_arrays() -> None:
@@ -41,6 +40,15 @@ def _is_plain(function: Any) -> bool:
     """Not a class, a property, or something that runs later."""
     runs_later = inspect.isgeneratorfunction, inspect.iscoroutinefunction, inspect.isasyncgenfunction
     return isinstance(function, FunctionType) and not any(later(function) for later in runs_later)
+
+
+def _resolved(hint: Any, function: FunctionType) -> Any:
+    """What a written annotation means; anything, where that is not known yet, as for jaxtyping."""
+    try:
+        found = get_type_hints(SimpleNamespace(__annotations__={"it": hint}), function.__globals__, include_extras=True)
+    except Exception:
+        return Any
+    return found["it"]
 
 
 def _names_an_array(hint: Any) -> bool:
