@@ -28,7 +28,14 @@ WANTED = 2 * PROMPTS * SAMPLES
 def nursery(tmp_path):
     rows = [{"prompt_id": f"p{n}", "prompt": f"What is {n}?"} for n in range(PROMPTS)]
     (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    nursery = Nursery(tmp_path, "fuserl.sources.generate", "fuserl.sources.endpoint", "pyarrow.parquet", "answering", paths=[Path(__file__).parent])
+    nursery = Nursery(
+        tmp_path,
+        "fuserl.sources.generate",
+        "fuserl.sources.endpoint",
+        "pyarrow.parquet",
+        "answering",
+        paths=[Path(__file__).parent],
+    )
     yield nursery
     nursery.close()
 
