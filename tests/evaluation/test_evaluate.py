@@ -58,9 +58,9 @@ def nats(model: Path, limit: int) -> tuple[float, int]:
 
 @pytest.mark.parametrize("packing", ["shared", "padded"])
 def test_it_reads_the_best_responses(asked, packing):
-    read = json.loads((asked(f"packing={packing}", "samples=0") / "summary.json").read_text())["read"]
+    read = json.loads((asked(f"packing={packing}", "samples=0") / "summary.json").read_text())["test"]
     total, tokens = nats(PACKAGE / "target", 12)
-    assert (read["prompts"], read["tokens"]) == (12, tokens)
+    assert (read["prompts_read"], read["tokens_read"]) == (12, tokens)
     assert read["nll"] == pytest.approx(total / tokens, rel=1e-5)
 
 
@@ -72,7 +72,7 @@ def test_answers_are_graded_and_compare_reads_them(asked):
     (run,), left_out = find_runs([str(folder)])
     assert not left_out
     assert run.config["name"] == "pivot"
-    assert run.series["test/nll"][0][1] == run.summary["read"]["nll"]
+    assert run.series["test/nll"][0][1] == run.summary["test"]["nll"]
     assert len(run.answers) == 24
 
 

@@ -158,3 +158,19 @@ def test_nothing_found(tmp_path):
         find_runs([str(tmp_path / "nowhere")])
     with pytest.raises(FuserlError, match="no complete run was found"):
         find_runs([str(tmp_path)])
+
+
+def test_a_merged_model_is_the_method_of_its_merge_and_experts_whatever_their_seeds(tmp_path):
+    for seed in range(2):
+        for rate in (1e-5, 1e-6):
+            write_run(tmp_path / f"trained-{rate}-{seed}", seed, {"optimizer.lr": rate})
+        experts = [str(tmp_path / f"trained-{rate}-{seed}" / "model") for rate in (1e-5, 1e-6)]
+        for name in ("varm", "ties"):
+            merged = tmp_path / f"{name}-{seed}"
+            merged.mkdir()
+            settings = {"merge": {"name": name}, "base": "pivot", "experts": experts, "output": str(merged)}
+            (merged / "config.yaml").write_text(json.dumps(settings))
+            write_run(tmp_path / "evaluated" / f"{name}-{seed}", seed, {"model": str(merged)})
+    found = methods(tmp_path / "evaluated")
+    assert [method.label.split("=")[1].split("-")[0] for method in found] == ["ties", "varm"]
+    assert all(sorted(method.by_seed) == [0, 1] for method in found)

@@ -138,7 +138,7 @@ def _read(model: Any, store: TokenStore, given: Mapping[str, Any]) -> dict[str, 
     for part in _scored(model, store, used, rows, given):
         nats -= float(torch.where(part.valid, part.policy_logps, 0).sum())
         tokens += int(torch.where(part.valid, part.num_tokens, 0).sum())
-    return {"nll": nats / max(1, tokens), "prompts": len(rows), "tokens": tokens}
+    return {"nll": nats / max(1, tokens), "prompts_read": len(rows), "tokens_read": tokens}
 
 
 def _scored(
@@ -172,8 +172,7 @@ def _write(
     rows: list[dict[str, Any]],
 ) -> None:
     """A folder like a run's; `summary.json` last, whose presence says that it is complete."""
-    named = {**given, "name": given["name"] or given["model"]}
-    write_text_atomically(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(named)))
+    write_text_atomically(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(dict(given))))
     write_text_atomically(folder / "metrics.csv", f"step,test/nll\n0,{read['nll']!r}\n")
     if rows:
         write_answers(folder / "test.jsonl", rows)
@@ -181,8 +180,7 @@ def _write(
         "verb": "evaluate",
         "seed": given["seed"],
         "model": given["model"],
-        "read": read,
-        "test": summary_of_test(rows, str(given["split"])) if rows else None,
+        "test": {**(summary_of_test(rows, str(given["split"])) if rows else {"split": given["split"]}), **read},
         "about": about,
     }
     write_text_atomically(folder / "summary.json", json.dumps(summary, indent=1, default=str))

@@ -26,8 +26,21 @@ NOT_OF_A_METHOD = (
     "trainer.num_workers",
     "trainer.checkpoint_every",
 )
-MODELS = ("target.path", "reference.path")  # settings that may name a model which another run has trained
-PREFERRED = ("objective.name", "weights", "data", "target.path")  # how a method is named, the best first
+MODELS = (
+    "target.path",
+    "reference.path",
+    "model",
+    "base",
+    "experts",
+)  # settings that may name models which others have made
+PREFERRED = (
+    "objective.name",
+    "weights",
+    "data",
+    "target.path",
+    "name",
+    "model",
+)  # how a method is named, the best first
 ABSENT = "\N{EM DASH}"  # a setting that a method does not have
 
 
@@ -98,19 +111,28 @@ def _settings(runs: Sequence[Run]) -> list[dict[str, str]]:
 def _decisive(config: Mapping[str, Any], outputs: Mapping[str, Mapping[str, Any]], depth: int = 0) -> dict[str, str]:
     flat = dict(decisive(config, NOT_OF_A_METHOD))
     for key in MODELS:
-        trained = _trainer_of(flat.get(key), outputs) if depth < 8 else None
-        if trained is not None:
-            content = json.dumps(_decisive(trained, outputs, depth + 1), sort_keys=True)
-            objective = trained.get("objective") or {}
-            flat[key] = f"{objective.get('name', 'run')}-{hashlib.sha256(content.encode()).hexdigest()[:6]}"
+        if key in flat:
+            flat[key] = _made(flat[key], outputs, depth)
     return {key: json.dumps(value, sort_keys=True, ensure_ascii=False, default=str) for key, value in flat.items()}
 
 
-def _trainer_of(path: Any, outputs: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any] | None:
-    """The settings of the run that trained a model; None where no run did."""
-    if not isinstance(path, str) or Path(path).name != "model":
+def _made(path: Any, outputs: Mapping[str, Mapping[str, Any]], depth: int) -> Any:
+    """A model's path, or the method that made it, of each where there are several."""
+    if isinstance(path, list):
+        return [_made(one, outputs, depth) for one in path]
+    maker = _maker_of(path, outputs) if depth < 8 else None
+    if maker is None:
+        return path
+    content = json.dumps(_decisive(maker, outputs, depth + 1), sort_keys=True)
+    name = (maker.get("objective") or maker.get("merge") or {}).get("name", "run")
+    return f"{name}-{hashlib.sha256(content.encode()).hexdigest()[:6]}"
+
+
+def _maker_of(path: Any, outputs: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any] | None:
+    """The settings of the run or merge that made a model; None where neither did."""
+    if not isinstance(path, str):
         return None
-    folder = Path(path).parent
+    folder = Path(path).parent if Path(path).name == "model" else Path(path)
     if str(folder) in outputs:
         return outputs[str(folder)]
     try:

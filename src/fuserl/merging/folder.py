@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 from fuserl import settings
 from fuserl.errors import FuserlError
 from fuserl.merging.checkpoint import Weights, read_json
-from fuserl.records.journal import locked
+from fuserl.records.journal import BusyFolder, locked
 from fuserl.records.store import file_digest
 
 FREE = ("output", "shard_gb", "reload_gb")  # settings that do not change the model
@@ -81,6 +81,12 @@ class MergeFolder:
                 if old.name != ".lock":
                     shutil.rmtree(old) if old.is_dir() else old.unlink()
             try:
+                if self.manifest.exists():  # a process that held the folder until now
+                    raise BusyFolder(
+                        "another process has just finished this folder",
+                        where=str(self.path),
+                        hint="run the same command again, which finds it finished",
+                    )
                 yield self.part
             except FuserlError:
                 shutil.rmtree(self.part, ignore_errors=True)

@@ -117,6 +117,8 @@ def value_of(folder: Path, metric: str) -> float:
     found = known.get(metric)
     if isinstance(found, int | float):
         return float(found)
+    if metric.startswith("val/") and "validation" not in summary:  # the verb never validates: only a search would mind
+        return math.nan
     numbers = sorted(name for name, value in known.items() if isinstance(value, int | float))
     say(f"{folder} did not measure `metric={metric}`; it has {', '.join(numbers) or 'nothing'}")
     return math.nan

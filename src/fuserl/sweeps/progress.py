@@ -21,7 +21,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from fuserl.sweeps.job import FAILURE, STARTED, last_run
+from fuserl.sweeps.job import FAILURE, STARTED, last_run, results
 from fuserl.sweeps.plan import Job, Sweep
 from fuserl.terminal import WIDE
 
@@ -76,12 +76,14 @@ def state_of(job: Job) -> State:
 
 
 def _done(job: Job, run: Path, started: dict[str, Any] | None) -> State:
-    summary, ended = _read(run / "summary.json"), (job.folder / "summary.json").stat().st_mtime
-    took = ended - started["time"] if started and ended > started["time"] else summary["train_seconds"]
-    test = (summary.get("test") or {}).get("score")
-    score = test if test is not None else summary["validation"].get("probe/score", {}).get("last")
-    nll = summary["validation"].get("val/nll", {}).get("last")
-    return State(job, "done", f"{summary['steps']} steps", took, nll, score, ended)
+    """Of a run that trained, or of a pipeline that ends in another verb and tells what that one measured."""
+    summary, ended = results(run), (job.folder / "summary.json").stat().st_mtime
+    took = ended - started["time"] if started and ended > started["time"] else summary.get("train_seconds", 0.0)
+    validation, test = summary.get("validation") or {}, summary.get("test") or {}
+    score = test["score"] if test.get("score") is not None else validation.get("probe/score", {}).get("last")
+    nll = validation.get("val/nll", {}).get("last", test.get("nll"))
+    told = f"{summary['steps']} steps" if "steps" in summary else run.name.split("-")[0]
+    return State(job, "done", told, took, nll, score, ended)
 
 
 def _alive(started: dict[str, Any]) -> bool:
