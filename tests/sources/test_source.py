@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import fields
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from fuserl.errors import FuserlError
 from fuserl.sources import source as module
 from fuserl.sources.protocol import Sampling
-from fuserl.sources.source import Source, source_of
+from fuserl.sources.source import Source, content_of, source_of
 
 GOOD = {"path": "m", "sampling": {"max_tokens": 5}}
 
@@ -123,3 +124,18 @@ def test_a_local_model_is_known_by_its_files(tmp_path):
     assert made(path="org/name").with_content() == made(path="org/name")
     (tmp_path / "empty").mkdir()
     assert made(path=str(tmp_path / "empty")).with_content().content is None
+
+
+def test_an_adapter_is_known_with_what_its_base_holds(tmp_path):
+    base, adapter = tmp_path / "base", tmp_path / "adapter"
+    for folder in (base, adapter):
+        folder.mkdir()
+        (folder / "model.safetensors").write_bytes(b"weights")
+    alone = content_of(str(adapter))
+    (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(base)}))
+    before = content_of(str(adapter))
+    (base / "model.safetensors").write_bytes(b"trained anew")
+    assert len({alone, before, content_of(str(adapter))}) == 3
+    (adapter / "adapter_config.json").write_text("broken")
+    assert content_of(str(adapter))
+    assert content_of("some/name") is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields, replace
@@ -86,13 +87,24 @@ def files_of(path: str) -> list[Path]:
 
 
 def content_of(path: str) -> str | None:
-    """Digest of a local model's files, all of whose bytes are read; None where the path is a name."""
+    """Digest of a local model's files, all of whose bytes are read, an adapter's with its base's; None for a name."""
     files = files_of(path)
     if not files:
         return None
+    base = _base_of(path)
     with ThreadPoolExecutor(4) as pool:
         parts = [f"{file.name} {digest}\n" for file, digest in zip(files, pool.map(file_digest, files), strict=True)]
+    parts += [f"base {content_of(base) or base}\n"] if base else []
     return "content:" + hashlib.sha256("".join(parts).encode()).hexdigest()[:32]
+
+
+def _base_of(path: str) -> str | None:
+    """What a LoRA adapter's folder was trained on; None where it is none, or a broken one, which loading tells."""
+    try:
+        known = json.loads((Path(path).expanduser() / "adapter_config.json").read_text(encoding="utf-8"))
+        return known.get("base_model_name_or_path")
+    except (OSError, ValueError, AttributeError):
+        return None
 
 
 def source_of(name: str, settings: Mapping[str, Any]) -> Source:
