@@ -13,12 +13,11 @@ from safetensors.torch import load_file, save_file
 
 from fuserl.distributions.store import LOWEST, Distributions
 from fuserl.models.load import load_tokenizer
-from fuserl.records.formats import ReadReport
 from fuserl.records.reading import sides_of
 from fuserl.settings import compose
 from fuserl.tokens.store import TokenStore
 from fuserl.tokens.templates import load_template
-from fuserl.tokens.tokenize import encode_dataset
+from fuserl.tokens.tokenize import tokens_of
 
 
 @pytest.fixture
@@ -38,7 +37,7 @@ def target_tokens(models: dict[str, Path], folder: Path) -> TokenStore:  # noqa:
     """As training would make them."""
     side, _ = sides_of(compose("align", overrides(models, folder / "data.jsonl", folder)).data)
     template = load_template(load_tokenizer(str(models["target"])))
-    return encode_dataset(side.groups(ReadReport()), template, folder / "own", content=side.content())
+    return tokens_of(side, template, folder / "own")
 
 
 def places(tokens: TokenStore) -> dict[str, tuple[int, int]]:

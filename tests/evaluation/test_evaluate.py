@@ -17,6 +17,7 @@ from fuserl.evaluation.runs import find_runs
 from fuserl.miniature.tasks import score
 from fuserl.records.formats import read_groups
 from fuserl.settings import compose
+from fuserl.training.setup import data_of
 
 PACKAGE = Path(fuserl.__file__).parent / "miniature"
 GRADED = ("samples=2", "max_new_tokens=8", "score=fuserl.miniature.tasks.score")
@@ -115,3 +116,20 @@ def test_a_mistake_is_told(asked, tmp_path, setting, where):
     assert where in caught.value.where
     assert caught.value.hint
     assert not (tmp_path / "out" / "summary.json").exists()
+
+
+def test_training_finds_its_tokens_as_it_would_have_made_them(asked, tmp_path):
+    """Both verbs share the cache: what reading left out stands in the notes, whoever tokenised."""
+    asked("samples=0", "split=validation", "data.limit=null")
+    (folder,) = (tmp_path / "cache" / "tokens").iterdir()
+    cfg = compose("train", ["trainer.accelerator=cpu", "data.limit=8", "trainer.progress_bar=false"])
+    _, _, prepared = data_of(cfg)
+    assert prepared.validation.store.digest == folder.name
+    assert prepared.left_out == {}
+
+
+def test_bad_rows_are_counted(asked, tmp_path, capsys):
+    rows = [{"prompt": "sort cab", "responses": [{"source": "s", "text": "abc", "reward": 1.0}]}, {"prompt": ""}]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    asked("data=own", f"data.path={tmp_path / 'rows.jsonl'}", "data.on_bad_row=skip", "samples=0")
+    assert "left out: 1 bad rows" in capsys.readouterr().err

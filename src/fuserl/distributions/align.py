@@ -80,7 +80,7 @@ def align(cfg: DictConfig) -> Path:
     given = plain(cfg)
     _check_numbers(given)
     job = _Job.of(cfg, given)
-    inputs = {"data": job.side.content(), "models": {one.name: one.identity() for one in job.models}}
+    inputs = {"data": job.side.content, "models": {one.name: one.identity() for one in job.models}}
     decisive = settings.decisive(given, FREE)
     if job.folder.finished(decisive, inputs):
         say(f"{job.folder.path} is finished already; nothing to do")

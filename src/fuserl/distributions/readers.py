@@ -15,14 +15,11 @@ from jaxtyping import Bool, Int
 from fuserl.distributions.marks import Vocabulary, of_tokenizer
 from fuserl.errors import FuserlError
 from fuserl.models.load import check_vocabulary, dtype_named, load_tokenizer, model_config
-from fuserl.records.formats import ReadReport
-from fuserl.records.inputs import num_rows
 from fuserl.records.reading import Side
 from fuserl.sources.source import RULES, content_of
-from fuserl.terminal import bar
 from fuserl.tokens.store import TokenStore
 from fuserl.tokens.templates import Template, load_template
-from fuserl.tokens.tokenize import encode_dataset
+from fuserl.tokens.tokenize import tokens_of
 
 TARGET = "target"  # the target's name among the models
 TOGETHER = "all"  # the fused store's name where all sources give into one
@@ -168,17 +165,7 @@ def reader(
             dtype_named(model.dtype, config)
             context = getattr(config.get_text_config(), "max_position_embeddings", None)
         template = load_template(tokenizer, chat_template=chat_template, date_string=date_string)
-    report = ReadReport()
-    what = f"tokenising for {model.name}"
-    with bar(what, lambda: num_rows(side.path, side.split), show=progress_bar) as told:
-        store = encode_dataset(
-            side.groups(report),
-            template,
-            cache / "tokens",
-            content=side.content(),
-            notes=lambda: {"skipped": report.skipped},
-            progress=lambda: told(report.rows),
-        )
+    store = tokens_of(side, template, cache / "tokens", what=f"tokenising for {model.name}", show=progress_bar)
     return Reader(model, template, store, _ending_with(of_tokenizer(tokenizer), template.end_of_turn), context)
 
 

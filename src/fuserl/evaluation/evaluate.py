@@ -32,7 +32,7 @@ from fuserl.tokens.plan import GroupCosts, fitting, next_fit
 from fuserl.tokens.scores import scores_of
 from fuserl.tokens.store import TokenStore
 from fuserl.tokens.templates import load_template
-from fuserl.tokens.tokenize import encode_dataset
+from fuserl.tokens.tokenize import tokens_of
 
 FREE = ("output", "cache", "device", "max_tokens", "progress_bar")
 LOGITS = 0.5  # GiB that logits may take
@@ -54,7 +54,7 @@ def evaluate(cfg: DictConfig) -> Path:
         raise FuserlError(f"`samples` is {given['samples']!r}", where="`samples`", hint="a whole number, 0 or more")
     side = _side(given)
     folder = Path(given["output"] or Path("runs") / settings.digest("evaluate", given, FREE)).expanduser()
-    about = settings.decisive(given, FREE) | {"content": content_of(given["model"]), "data_content": side.content()}
+    about = settings.decisive(given, FREE) | {"content": content_of(given["model"]), "data_content": side.content}
     if _finished(folder, about):
         say(f"{folder} is finished already; nothing to do")
         return folder
@@ -62,9 +62,9 @@ def evaluate(cfg: DictConfig) -> Path:
     tokenizer = load_tokenizer(given["model"], revision=given["revision"])
     check_vocabulary(given["model"], tokenizer)
     template = load_template(tokenizer, chat_template=given["chat_template"], date_string=given["date_string"])
-    store = encode_dataset(
-        side.groups(ReadReport()), template, Path(given["cache"]).expanduser() / "tokens", content=side.content()
-    )
+    store = tokens_of(side, template, Path(given["cache"]).expanduser() / "tokens", show=given["progress_bar"])
+    if skipped := store.notes["skipped"]:
+        say(f"left out: {len(skipped):,} bad rows, the first: {': '.join(skipped[0])}")
     model = load_policy(given["model"], revision=given["revision"], dtype=given["dtype"], packing=given["packing"])
     model = on_device(model, given["device"]).eval()
     with locked(folder):

@@ -114,6 +114,7 @@ def bar(method: Method, index: int, style: Style) -> dict:
 
 
 def dots(comparison: Comparison, ends: Sequence[tuple | None], title: str, x: str) -> go.Figure:
+    """A dot a method with its interval, the first on top."""
     figure = go.Figure()
     places = range(len(ends), 0, -1)
     for index, (method, style, place) in enumerate(zip(comparison.methods, styles(comparison), places, strict=True)):
@@ -136,6 +137,7 @@ def dots(comparison: Comparison, ends: Sequence[tuple | None], title: str, x: st
 
 
 def reach(ends: Sequence[tuple[float, float | None, float | None]]) -> dict:
+    """Plotly's error bars of (mean, low, high)."""
     return {
         "type": "data",
         "symmetric": False,

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
+from functools import cached_property
 from itertools import islice
 
 from omegaconf import DictConfig
@@ -42,8 +43,9 @@ class Side:
             require_sources(self._read(ReadReport()), self.sources)
         return islice(self._chosen(report), self.limit)
 
+    @cached_property
     def content(self) -> str:
-        """Digest of all that decides the groups: the files' content and the choice among their rows."""
+        """Digest of all that decides the groups: the files' content, read once, and the choice among their rows."""
         choice = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "path"}
         key = [content_digest(self.path, self.split), choice]
         return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
@@ -66,6 +68,7 @@ def sides_of(data: DictConfig) -> tuple[Side, Side]:
     apart = data.validation_split in splits and data.split != data.validation_split
 
     def side(split: str, held_out: bool, part: tuple[float, float], limit: int | None) -> Side:
+        """One of the two."""
         return Side(
             path=str(data.path),
             split=split,  # asked for on the hub too, whose splits we do not list; sets without splits ignore it

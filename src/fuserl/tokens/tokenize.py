@@ -13,7 +13,11 @@ from typing import Any
 import numpy as np
 
 from fuserl.errors import FuserlError
+from fuserl.records.formats import ReadReport
+from fuserl.records.inputs import num_rows
+from fuserl.records.reading import Side
 from fuserl.records.schema import PromptGroup
+from fuserl.terminal import bar
 from fuserl.tokens.cores import all_cores
 from fuserl.tokens.store import TokenStore, TokenWriter
 from fuserl.tokens.templates import PromptText, Template, Text
@@ -120,3 +124,23 @@ def encode_dataset(
             if progress and number % 128 == 0:
                 progress()
         return writer.close(notes())
+
+
+def tokens_of(
+    side: Side, template: Template, cache: Path, *, what: str = "tokenising", show: bool = True
+) -> TokenStore:
+    """Tokens of a side of a data set, see `encode_dataset`; its notes say which rows reading left out.
+
+    Args:
+        what: beside the progress bar, which `show` allows.
+    """
+    report = ReadReport()
+    with bar(what, lambda: num_rows(side.path, side.split), show=show) as told:
+        return encode_dataset(
+            side.groups(report),
+            template,
+            cache,
+            content=side.content,
+            notes=lambda: {"skipped": report.skipped},
+            progress=lambda: told(report.rows),
+        )

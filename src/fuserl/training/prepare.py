@@ -23,15 +23,13 @@ from fuserl.objectives.pairing import across_sources, best_and_worst_of_each_sou
 from fuserl.objectives.terms import GroupScores, Objective, Pairs
 from fuserl.objectives.weights import auto_tau
 from fuserl.records.formats import ReadReport
-from fuserl.records.inputs import num_rows
-from fuserl.records.reading import Side, sides_of
+from fuserl.records.reading import sides_of
 from fuserl.records.schema import PromptGroup
-from fuserl.terminal import bar
 from fuserl.tokens.plan import GroupCosts, Plan, fitting, make_plan
 from fuserl.tokens.scores import scores_of
 from fuserl.tokens.store import TokenStore
 from fuserl.tokens.templates import Template
-from fuserl.tokens.tokenize import encode_dataset
+from fuserl.tokens.tokenize import tokens_of
 from fuserl.training.datamodule import Split
 from fuserl.training.fused import FusedTexts
 from fuserl.training.metrics import Slices, chosen_not_good
@@ -112,7 +110,7 @@ def prepare(cfg: DictConfig, template: Template, cache: Path, *, ranks: int, pac
         FuserlError: the data cannot serve the objective, or nothing is left of it.
     """
     sides = sides_of(cfg.data)
-    store, held_out = (_tokens_of(side, cfg, template, cache / "tokens") for side in sides)
+    store, held_out = (tokens_of(side, template, cache / "tokens", show=cfg.trainer.progress_bar) for side in sides)
     if not len(store):
         raise FuserlError(
             "no training prompt is left",
@@ -175,20 +173,6 @@ def _fused(
         return None
     config = model_config(cfg.target.path, revision=cfg.target.revision).get_text_config()
     return FusedTexts(objective.distillation.path, store, used, rows, template=template, vocabulary=config.vocab_size)
-
-
-def _tokens_of(side: Side, cfg: DictConfig, template: Template, cache: Path) -> TokenStore:
-    """From the cache, or streamed through the tokenizer."""
-    report = ReadReport()
-    with bar("tokenising", lambda: num_rows(side.path, side.split), show=cfg.trainer.progress_bar) as told:
-        return encode_dataset(
-            side.groups(report),
-            template,
-            cache,
-            content=side.content(),
-            notes=lambda: {"skipped": report.skipped},
-            progress=lambda: told(report.rows),
-        )
 
 
 def _bad_rows(stores: Sequence[TokenStore]) -> dict[str, list[str]]:
