@@ -101,23 +101,8 @@ def collate(
     """
     rows = np.asarray(groups, dtype=np.int64)
     valid = np.asarray(used[rows] & store.valid[rows], dtype=bool)
-    first = first_of_kind(store, used, rows)
-    kind = np.asarray(store.duplicate_of)[rows]
-    stream, expected = _Stream(), []
-    table = np.full(valid.shape, -1, dtype=np.int64)
-    for number, row in enumerate(rows.tolist()):
-        prompt = stream.add_prompt(store.prompt(row), number)
-        room = None if truncate is None else truncate - len(store.prompt(row))
-        owner_of_kind: dict[int, int] = {}
-        for column in np.flatnonzero(valid[number]).tolist():
-            if first[number, column]:
-                branch, lead = store.branch(row, column)[:room], int(store.untrained[row, column])
-                unit = 0 if units is None else int(units[row, column])
-                owner_of_kind[int(kind[number, column])] = stream.add_branch(prompt, branch, lead, unit)
-                if support is not None:
-                    whole, trained = support(row, column), stream.segments[-1].trained
-                    expected.append(Support(*(part[:trained] for part in whole)))
-            table[number, column] = owner_of_kind[int(kind[number, column])]
+    stream = _Stream()
+    table, expected = _lay_down(stream, store, rows, used, valid, units, truncate, support)
     trained = np.array([branch.trained for branch in stream.segments if not branch.is_prompt] + [0], dtype=np.int64)
     stream.pad(-stream.length % multiple, len(rows))
     width = max(1, int(np.flatnonzero(np.asarray(store.valid)[rows].any(axis=0)).max(initial=0)) + 1)
@@ -141,6 +126,35 @@ def collate(
         segments=tuple(stream.segments),
         **({} if support is None else _joined(expected)),
     )
+
+
+def _lay_down(
+    stream: _Stream,
+    store: TokenStore,
+    rows: np.ndarray,
+    used: np.ndarray,
+    valid: np.ndarray,
+    units: np.ndarray | None,
+    truncate: int | None,
+    support: Callable[[int, int], Support] | None,
+) -> tuple[np.ndarray, list[Support]]:
+    """Prompts with their unique responses; which unique response each [P, K] entry is, and what is expected of each."""
+    first, kind = first_of_kind(store, used, rows), np.asarray(store.duplicate_of)[rows]
+    table, expected = np.full(valid.shape, -1, dtype=np.int64), []
+    for number, row in enumerate(rows.tolist()):
+        prompt = stream.add_prompt(store.prompt(row), number)
+        room = None if truncate is None else truncate - len(store.prompt(row))
+        owner_of_kind: dict[int, int] = {}
+        for column in np.flatnonzero(valid[number]).tolist():
+            if first[number, column]:
+                branch, lead = store.branch(row, column)[:room], int(store.untrained[row, column])
+                unit = 0 if units is None else int(units[row, column])
+                owner_of_kind[int(kind[number, column])] = stream.add_branch(prompt, branch, lead, unit)
+                if support is not None:
+                    whole, trained = support(row, column), stream.segments[-1].trained
+                    expected.append(Support(*(part[:trained] for part in whole)))
+            table[number, column] = owner_of_kind[int(kind[number, column])]
+    return table, expected
 
 
 def _joined(expected: Sequence[Support]) -> dict[str, Tensor]:
