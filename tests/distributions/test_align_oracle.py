@@ -23,6 +23,10 @@ def place(tmp_path_factory):
     return folder
 
 
+# fp16 has steps of 2^-7 from 8 nats on: half a step for what was read, for its normaliser, and for what is written
+HALVES = 3 * 2**-8
+
+
 def rows_of(store: Distributions) -> list[list[dict[int, float]]]:
     """What is kept, as probabilities that sum to 1."""
     found = []
@@ -50,7 +54,7 @@ def test_fused_rows_are_the_literal_ones(models, place, mode, mean, pairwise):  
             for place_, (row, other) in enumerate(zip(ours, theirs, strict=True)):
                 assert row.keys() == other.keys(), (store, text, place_)
                 for token, probability in other.items():
-                    assert row[token] == pytest.approx(probability, rel=4e-3, abs=1e-5), (store, text, place_, token)
+                    assert row[token] == pytest.approx(probability, rel=HALVES, abs=1e-5), (store, text, place_, token)
 
 
 def test_all_models_and_origins_take_part(models, place):  # noqa: F811
