@@ -1,0 +1,1 @@
+"""What benchmarks ask, how their answers are graded, and the numbers that come out."""
