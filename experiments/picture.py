@@ -14,8 +14,8 @@ from pathlib import Path
 
 import plotly.graph_objects as go
 
-from fuserl.evaluation.figures import intervals
-from fuserl.evaluation.statistics import Interval
+from fuserl.reporting.figures import intervals
+from fuserl.reporting.statistics import Interval
 
 QUIET = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",

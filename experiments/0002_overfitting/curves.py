@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from picture import picture
 
 from fuserl.evaluation.curves import rise, stopping_point
-from fuserl.evaluation.figures import PALETTE
+from fuserl.reporting.figures import PALETTE
 
 HERE = Path(__file__).parent
 NAMES = {"sft_best": "SFT on the best", "fusesft": "FuseSFT"}

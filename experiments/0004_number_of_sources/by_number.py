@@ -15,7 +15,7 @@ from scipy import stats
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from picture import picture
 
-from fuserl.evaluation.figures import PALETTE, styled
+from fuserl.reporting.figures import PALETTE, styled
 
 HERE = Path(__file__).parent
 OBJECTIVES = {"fusesft": "after FuseSFT", "fusepo_dpo": "after FusePO-DPO"}

@@ -12,8 +12,8 @@ from rich.text import Text as TerminalText
 
 from fuserl.curation.ledger import totals
 from fuserl.curation.texts import excerpt
-from fuserl.evaluation.figures import histogram
-from fuserl.evaluation.report import Section, Table, Text, write_report
+from fuserl.reporting.figures import histogram
+from fuserl.reporting.report import Section, Table, Text, write_report
 
 FIGURES = 8  # domains whose rewards and gaps are drawn
 LISTED = 50  # rows of a table that a rule found

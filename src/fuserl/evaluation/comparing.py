@@ -12,7 +12,7 @@ from fuserl.errors import FuserlError
 from fuserl.evaluation.measures import Metric, available, scores, shared_by_all
 from fuserl.evaluation.methods import Method
 from fuserl.evaluation.runs import Run
-from fuserl.evaluation.statistics import Estimate, Numbers, bootstrap_ends, holm, two_way, unmatched
+from fuserl.reporting.statistics import Estimate, Numbers, bootstrap_ends, holm, two_way, unmatched
 
 SIGNIFICANT = 0.05  # of the corrected p
 ENOUGH = 3  # seeds in common that are worth leaving out the others for

@@ -8,9 +8,9 @@ import numpy as np
 import plotly.graph_objects as go
 
 from fuserl.evaluation.comparing import Comparison, Row
-from fuserl.evaluation.figures import styled
 from fuserl.evaluation.runs import Run, Series
 from fuserl.evaluation.strokes import bar, bars, cut, dots, finished, kept, lines, reach, styles
+from fuserl.reporting.figures import styled
 
 CURVES = (  # metric, title, unit
     ("val/nll", "Validation NLL of the best response", "nats a token"),

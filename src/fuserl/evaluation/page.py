@@ -10,10 +10,10 @@ from pathlib import Path
 from fuserl.evaluation import drawn
 from fuserl.evaluation.comparing import Comparison, by_domain
 from fuserl.evaluation.measures import Metric, shared_by_all, value
-from fuserl.evaluation.report import Filter, Grid, Section, Table, Text, write_report
 from fuserl.evaluation.runs import Answer, LeftOut, Run
 from fuserl.evaluation.strokes import styles
 from fuserl.evaluation.tables import cells, digits, further, header, mean_of, short
+from fuserl.reporting.report import Filter, Grid, Section, Table, Text, write_report
 
 LONGEST = 1200  # signs of a text that the page shows
 

@@ -9,9 +9,9 @@ import numpy as np
 import plotly.graph_objects as go
 
 from fuserl.evaluation.comparing import Comparison
-from fuserl.evaluation.figures import PALETTE, styled
 from fuserl.evaluation.methods import Method
 from fuserl.evaluation.runs import Run, Series
+from fuserl.reporting.figures import PALETTE, styled
 
 DASHES = ("solid", "dash", "dot", "dashdot")
 POINTS = 400  # of a line; more are thinned

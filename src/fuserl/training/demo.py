@@ -18,15 +18,15 @@ from rich.console import Console
 from rich.table import Table as Terminal
 
 import fuserl
-from fuserl.evaluation import figures
 from fuserl.evaluation.answering import scores_by_prompt, write_answers
-from fuserl.evaluation.report import Section, Table, Text, write_report
-from fuserl.evaluation.statistics import Interval, bootstrap, paired_difference
 from fuserl.miniature.tasks import DOMAINS
 from fuserl.models.load import load_policy, load_tokenizer
 from fuserl.records.formats import read_groups
 from fuserl.records.manifest import write_text_atomically
 from fuserl.records.schema import PromptGroup
+from fuserl.reporting import figures
+from fuserl.reporting.report import Section, Table, Text, write_report
+from fuserl.reporting.statistics import Interval, bootstrap, paired_difference
 from fuserl.settings import compose
 from fuserl.terminal import say
 from fuserl.tokens.templates import load_template

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from fuserl.evaluation.statistics import bootstrap_ends, holm, mean_squares, two_way, unmatched
+from fuserl.reporting.statistics import bootstrap_ends, holm, mean_squares, two_way, unmatched
 
 N, PROMPTS = 3000, 60
 SIZES = [  # of seed and prompt effects beside the rest of a cell, which is 1

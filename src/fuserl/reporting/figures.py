@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import plotly.graph_objects as go
 
-from fuserl.evaluation.statistics import Interval
+from fuserl.reporting.statistics import Interval
 
 # Apart for eyes that see no red or no green, after Okabe and Ito; the last is a neutral grey.
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b8860b", "#56b4e9", "#6a4c93", "#57534e")

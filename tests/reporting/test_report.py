@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from hostile import CORPUS
 
-from fuserl.evaluation import figures, report
-from fuserl.evaluation.report import (
+from fuserl.reporting import figures, report
+from fuserl.reporting.report import (
     Filter,
     Grid,
     Section,
@@ -21,7 +21,7 @@ from fuserl.evaluation.report import (
     scripts_of_pages,
     write_report,
 )
-from fuserl.evaluation.statistics import bootstrap, paired_difference
+from fuserl.reporting.statistics import bootstrap, paired_difference
 
 HOSTILE = "</script><img src=x onerror=\"document.title='broken'\"><b>"
 

@@ -1,0 +1,1 @@
+"""Pages, figures and intervals: how numbers are shown, whatever they are of."""
