@@ -63,6 +63,8 @@ class Work(Protocol):
     folder: Path  # the benchmark's own; it may write what it likes there, `result.json` is the verb's
     source: Source  # the model under test: path, revision, dtype, chat_template, trust_remote_code, name
     seed: int
+    graders: Mapping[str, Mapping[str, Any]]  # scorers by name, raw nodes as in conf/reward/: what stands under `graders`
+    # in the benchmark's YAML, which the verb takes out before it makes the benchmark (Hydra would build them otherwise)
 
     def answered(self, questions: Sequence[Question]) -> list[PromptGroup]:
         """The questions' groups, in order, each with the model's answers as its only responses.
@@ -76,14 +78,16 @@ class Work(Protocol):
         ...
 
     def scored(
-        self, groups: Sequence[PromptGroup], rewards: Mapping[str, Mapping[str, Any]], name: str = "graded"
+        self, groups: Sequence[PromptGroup], name: str = "graded", only: Sequence[str] | None = None
     ) -> list[PromptGroup]:
-        """The groups with each response's reward and verdict, by `fuserl score` (journal, retries, resuming).
+        """The groups with every response graded by `graders`, by `fuserl score` (journal, retries, resuming).
+
+        The first grader's reward and verdict are the response's; each one's reward, verdict and detail stand in
+        `response.extra["scores"][NAME]`.
 
         Args:
-            rewards: scorers by name, as conf/reward/ makes them; with one, its reward and verdict are the response's,
-                and its detail is `response.extra["scores"][NAME]["detail"]`.
             name: of the folder below `folder` in which it is kept.
+            only: names of the graders that are asked; None: all.
         """
         ...
 
