@@ -41,16 +41,21 @@ def completing(group: PromptGroup, response: Response, *, block: Extract = last_
     """
     text = block(group, response)
     form = response.extra.get("form") or ("full" if _defines(text, group.extra.get("entry_point")) else "body")
-    beginning = group.prompt[-1].content
+    beginning = beginning_of(group)
     return f"{beginning}\n    pass\n\n{text}" if form == "full" else beginning + text
 
 
 def auto(group: PromptGroup, response: Response) -> str:
-    """`completing` where the group has an entry point that its prompt defines, else the last block."""
-    begun = _defines(group.prompt[-1].content, group.extra.get("entry_point"))
-    return (
-        completing(group, response) if begun and "```" not in group.prompt[-1].content else last_block(group, response)
-    )
+    """`completing` where the group has an entry point that its beginning defines, else the last block."""
+    begun = _defines(beginning_of(group), group.extra.get("entry_point"))
+    said = "beginning" in group.extra or "```" not in group.prompt[-1].content
+    return completing(group, response) if begun and said else last_block(group, response)
+
+
+def beginning_of(group: PromptGroup) -> str:
+    """What a program begins with: the group's field of that name, where the prompt says it in other words; else the prompt."""
+    given = group.extra.get("beginning")
+    return given if isinstance(given, str) else group.prompt[-1].content
 
 
 def _blocks(text: str) -> list[str]:

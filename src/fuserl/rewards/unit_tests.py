@@ -11,6 +11,7 @@ from functools import lru_cache
 from typing import Any
 
 from fuserl.records.schema import PromptGroup
+from fuserl.rewards.programs import beginning_of
 from fuserl.rewards.trial import Calls, Case
 
 Tests = Calls | tuple[Case, ...]
@@ -25,7 +26,7 @@ def humaneval(group: PromptGroup) -> Calls | None:
     test, entry = group.extra.get("test"), group.extra.get("entry_point")
     if not isinstance(test, str) or not isinstance(entry, str):
         return None
-    beginning = f"{group.prompt[-1].content}\n    pass\n"
+    beginning = f"{beginning_of(group)}\n    pass\n"
     return Calls(tests=test, setup=beginning if _parses(beginning) else "", entry_point=entry, check="check")
 
 
