@@ -71,6 +71,7 @@ def mixed(num: int = 24) -> list[Wanted]:
         Drawing(0.0),
         Drawing(1.5, top_k=5, repetition_penalty=1.3),
         Drawing(min_p=0.1),
+        Drawing(0.8, presence_penalty=1.5, frequency_penalty=0.7),
     ]
     prompts = prompts_of()
     return [
@@ -89,6 +90,23 @@ def test_greedy_answers_are_those_of_plain_decoding(name):
     for batch_tokens in (1, 120, 10_000):
         got = answered(model, wanted, batch_tokens, stop_ids=stops)
         assert [got[tag] for tag in range(len(prompts))] == [answers[0] for answers in plain]
+
+
+def test_what_an_answer_has_said_is_said_less_and_a_literal_loop_says_the_same():
+    model, prompts = kit.tiny_model(), prompts_of()
+    how = Drawing(0.0, presence_penalty=0.8, frequency_penalty=0.4)
+    wanted = [Wanted(prompt, 8 + tag, how, 0, tag) for tag, prompt in enumerate(prompts)]
+    literal: dict[object, list[int]] = {}
+    for one in wanted:
+        ids = literal[one.tag] = []
+        while len(ids) < one.most and ids[-1:] != [2]:
+            with torch.no_grad():
+                logits = model(torch.tensor([[*one.prompt, *ids]])).logits[0, -1].tolist()
+            least = [value - 0.4 * ids.count(token) - 0.8 * (token in ids) for token, value in enumerate(logits)]
+            ids.append(max(range(len(least)), key=least.__getitem__))
+    assert answered(model, wanted, 120) == literal
+    plain = answered(model, [Wanted(one.prompt, one.most, Drawing(0.0), 0, one.tag) for one in wanted], 120)
+    assert plain != literal
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma2", *OTHERS])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,7 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from fuserl.models import drawing
-from fuserl.models.drawing import Drawing, allowed, drawn, nucleus, penalised, rules_of
+from fuserl.models.drawing import Drawing, allowed, drawn, less_of_the_said, nucleus, penalised, rules_of, times_said
 
 CPU = torch.device("cpu")
 DRAWINGS = st.builds(
@@ -20,14 +22,19 @@ DRAWINGS = st.builds(
     top_p=st.floats(0.05, 1),
     min_p=st.floats(0, 0.5),
     repetition_penalty=st.floats(0.5, 2),
+    presence_penalty=st.sampled_from((0.0, 0.1, 1.7, -0.5)),
+    frequency_penalty=st.sampled_from((0.0, 0.1, 2.0, -0.3)),
 )
 
 
-def oracle(logits: np.ndarray, ids: list[int], how: Drawing) -> np.ndarray:
+def oracle(logits: np.ndarray, ids: list[int], how: Drawing, said: int = 0) -> np.ndarray:
     """Probabilities of one row, token by token, in the order of vLLM's sampler."""
     logits = logits.astype(np.float64).copy()
     for token in set(ids):
         logits[token] *= how.repetition_penalty if logits[token] <= 0 else 1 / how.repetition_penalty
+    for token, times in Counter(ids[len(ids) - said :]).items():
+        logits[token] -= how.frequency_penalty * times
+        logits[token] -= how.presence_penalty
     if how.temperature < drawing.GREEDY:
         return np.eye(len(logits))[logits.argmax()]
     probabilities = np.exp(logits / how.temperature - (logits / how.temperature).max())
@@ -44,22 +51,22 @@ def oracle(logits: np.ndarray, ids: list[int], how: Drawing) -> np.ndarray:
     return probabilities / probabilities.sum()
 
 
-def frequencies(logits: torch.Tensor, ids: list[int], how: Drawing, num: int = 4000) -> np.ndarray:
+def frequencies(logits: torch.Tensor, ids: list[int], how: Drawing, said: int = 0, num: int = 4000) -> np.ndarray:
     """How often each token is drawn where the numbers lie evenly in [0, 1)."""
     numbers = (torch.arange(num, dtype=torch.float64) + 0.5) / num
     rows, seen = logits.expand(num, -1), torch.tensor([ids]).expand(num, -1)
-    tokens = drawn(rows, seen, rules_of([how] * num, CPU), numbers)
+    tokens = drawn(rows, seen, rules_of([how] * num, CPU), numbers, torch.full((num,), said))
     return np.bincount(tokens.numpy(), minlength=logits.shape[-1]) / num
 
 
 @settings(max_examples=60, deadline=None)
-@given(how=DRAWINGS, seed=st.integers(0, 10**6))
-def test_tokens_are_drawn_as_often_as_the_oracle_says(how, seed):
+@given(how=DRAWINGS, seed=st.integers(0, 10**6), said=st.integers(0, 6))
+def test_tokens_are_drawn_as_often_as_the_oracle_says(how, seed, said):
     generator = torch.Generator().manual_seed(seed)
     logits = 2 * torch.randn(40, generator=generator)
     ids = torch.randint(0, 40, (6,), generator=generator).tolist()
-    wanted = oracle(logits.numpy(), ids, how)
-    assert np.abs(frequencies(logits, ids, how) - wanted).max() <= 1 / 4000 + 1e-4
+    wanted = oracle(logits.numpy(), ids, how, said)
+    assert np.abs(frequencies(logits, ids, how, said) - wanted).max() <= 1 / 4000 + 1e-4
 
 
 @settings(max_examples=60, deadline=None)
@@ -101,6 +108,16 @@ def test_a_penalty_falls_on_what_was_said_once_however_often_it_was():
     assert_close(got, torch.tensor([[1.0, -4.0, 1.0, 0.0]]))
 
 
+def test_presence_counts_once_frequency_every_time_and_the_prompt_never():
+    rules = rules_of([Drawing(presence_penalty=0.5, frequency_penalty=0.25), Drawing(frequency_penalty=1.0)], CPU)
+    ids, said = torch.tensor([[2, 3, 0, 0, 1], [0, 1, 2, 2, 2]]), torch.tensor([3, 1])
+    times = times_said(ids, said, 4)
+    assert times.tolist() == [[2, 1, 0, 0], [0, 0, 1, 0]]
+    assert_close(
+        less_of_the_said(torch.ones(2, 4), times, rules), torch.tensor([[0.0, 0.25, 1.0, 1.0], [1.0, 1.0, 0.0, 1.0]])
+    )
+
+
 def test_greedy_is_the_best_after_the_penalty():
     logits, ids = torch.tensor([[1.0, 2.0, 1.9]]), torch.tensor([[1]])
     for temperature in (0.0, 1e-6):
@@ -127,17 +144,21 @@ def test_a_row_draws_the_same_alone_and_beside_others(hows):
     logits = torch.randn(len(hows), 30, generator=generator)
     ids = torch.randint(0, 30, (len(hows), 5), generator=generator)
     numbers = torch.rand(len(hows), generator=generator, dtype=torch.float64)
-    together = drawn(logits, ids, rules_of(hows, CPU), numbers)
+    said = torch.randint(0, 6, (len(hows),), generator=generator)
+    together = drawn(logits, ids, rules_of(hows, CPU), numbers, said)
     for row, how in enumerate(hows):
         part = slice(row, row + 1)
-        assert drawn(logits[part], ids[part], rules_of([how], CPU), numbers[part]) == together[row]
+        assert drawn(logits[part], ids[part], rules_of([how], CPU), numbers[part], said[part]) == together[row]
 
 
 def test_large_vocabularies_are_worked_on_in_parts(monkeypatch):
     generator = torch.Generator().manual_seed(0)
     logits, numbers = torch.randn(7, 30, generator=generator), torch.rand(7, generator=generator, dtype=torch.float64)
-    rules = rules_of([Drawing(top_p=0.1 * row + 0.2, top_k=row, repetition_penalty=1.1) for row in range(7)], CPU)
-    ids = torch.zeros(7, 1, dtype=torch.int64)
-    whole = drawn(logits, ids, rules, numbers)
+    hows = [
+        Drawing(top_p=0.1 * row + 0.2, top_k=row, repetition_penalty=1.1, frequency_penalty=0.3 * row)
+        for row in range(7)
+    ]
+    rules, ids, said = rules_of(hows, CPU), torch.zeros(7, 3, dtype=torch.int64), torch.arange(7) % 4
+    whole = drawn(logits, ids, rules, numbers, said)
     monkeypatch.setattr(drawing, "ELEMENTS", 60)
-    assert torch.equal(drawn(logits, ids, rules, numbers), whole)
+    assert torch.equal(drawn(logits, ids, rules, numbers, said), whole)

@@ -7,7 +7,6 @@ import os
 import random
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +75,7 @@ class AnsweringEngine:
             finish_reason="length" if words > limit else "stop",
             prompt_tokens=sum(len(message.content.split()) for message in request.messages),
             response_tokens=min(words, limit),
-            sampling=asdict(request.sampling) | {"seed": request.seed} | self.really,
+            sampling=request.sampling.plain() | {"seed": request.seed} | self.really,
             template_hash="0123456789abcdef",
             extra={"engine": "answering", "cost": 0.5},
         )

@@ -42,6 +42,18 @@ def test_keys_are_those_of_the_slow_way(group, seed, system, samples, temperatur
     assert {request.messages for request in requests} == {asked.messages(group.prompt)}
 
 
+def test_keys_are_those_of_journals_that_know_no_penalties_of_what_was_said():
+    messages = (Message("user", "a?"),)
+    key = request_key({"path": "m"}, messages, Sampling(9, 0.7, stop=("é",)), 3)
+    assert key == "74238e02e1643ea03750dacc8e98df4d"
+    assert Sampling(9, presence_penalty=0.0).plain() == {
+        "max_tokens": 9, "temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0, "stop": (),
+    }  # fmt: skip
+    for penalty in ({"presence_penalty": 0.1}, {"frequency_penalty": 0.1}):
+        assert request_key({"path": "m"}, messages, Sampling(9, 0.7, stop=("é",), **penalty), 3) != key
+        assert Source("s", "m", Sampling(9, **penalty)).plain()["sampling"].items() >= penalty.items()
+
+
 @given(PROMPTS, st.integers(0, 9))
 def test_seeds_depend_on_what_a_prompt_says_alone(group, seed):
     renamed = PromptGroup("q", group.prompt, (), "math", "7", {"level": 5})

@@ -188,7 +188,16 @@ def test_equal_prompts_share_their_answers(ask, capfd):
 
 @pytest.mark.parametrize(
     "change",
-    ["temperature=0.7", "top_p=0.5", "max_tokens=99", "top_k=9", "min_p=0.1", "repetition_penalty=1.1", "stop=['x']"],
+    [
+        "temperature=0.7",
+        "top_p=0.5",
+        "max_tokens=99",
+        "top_k=9",
+        "min_p=0.1",
+        "repetition_penalty=1.1",
+        "stop=['x']",
+        "presence_penalty=0.1",
+    ],
 )
 def test_other_sampling_is_another_question(ask, change, capfd):
     first = ask("source=own", "sources.own.path=m", LOG)

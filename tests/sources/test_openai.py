@@ -121,6 +121,18 @@ def test_stop_texts_are_sent_and_recorded():
     assert server.calls[0].body["stop"] == answer.sampling["stop"] == ["###", "\n\n"]
 
 
+@pytest.mark.parametrize("engine", ["openai", "openai_hosted"])
+def test_penalties_are_sent_under_their_names(engine):
+    sampling = Sampling(max_tokens=5, presence_penalty=0.1, frequency_penalty=-0.2)
+    with Server() as server:
+        settings = compose("generate", ["data.path=x", f"engine={engine}", f"engine.url={server.url}"]).engine
+        made = instantiate(settings, _convert_="all")(Source("s", "m", sampling))
+        (answer,) = outcomes(made, requests(1, sampling)).values()
+    sent = {"presence_penalty": 0.1, "frequency_penalty": -0.2}
+    assert sent.items() <= server.calls[0].body.items()
+    assert sent.items() <= answer.sampling.items()
+
+
 def hosted(*overrides: str) -> dict:
     return compose("generate", ["data.path=prompts.jsonl", "engine=openai_hosted", *overrides]).engine
 

@@ -78,6 +78,8 @@ BAD = {
     "top_k half": {"sampling": {"top_k": 0.5}},
     "min_p": {"sampling": {"min_p": 2}},
     "penalty": {"sampling": {"repetition_penalty": 0}},
+    "presence": {"sampling": {"presence_penalty": 2.1}},
+    "frequency": {"sampling": {"frequency_penalty": "much"}},
     "stop": {"sampling": {"stop": [""]}},
     "stop of numbers": {"sampling": {"stop": [1]}},
 }

@@ -118,7 +118,7 @@ def test_every_request_gets_its_answer_and_few_are_drawn_ahead(vllm):
 
 
 def test_an_answer_says_what_was_done(vllm):
-    asked = Request("k", (Message("user", "sort cba"),), Sampling(8, 0.7, 0.9, 40, 0.1, 1.1, ("x",)), 17)
+    asked = Request("k", (Message("user", "sort cba"),), Sampling(8, 0.7, 0.9, 40, 0.1, 1.1, ("x",), 0.1), 17)
     engine = started()
     (answer,) = engine.answer([asked])
     assert isinstance(answer, Answer)
@@ -126,7 +126,7 @@ def test_an_answer_says_what_was_done(vllm):
     assert (answer.prompt_tokens, answer.response_tokens) == (len(engine.rendering.prompt(asked, None)), 4)
     assert answer.sampling == {
         "max_tokens": 8, "temperature": 0.7, "top_p": 0.9, "top_k": 40, "min_p": 0.1, "repetition_penalty": 1.1,
-        "stop": ["x"], "seed": 17,
+        "presence_penalty": 0.1, "stop": ["x"], "seed": 17,
     }  # fmt: skip
     assert answer.template_hash == engine.rendering.template.hash
     assert answer.extra == {"engine": "vllm 9.9"}

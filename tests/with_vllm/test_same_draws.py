@@ -9,7 +9,7 @@ from vllm.model_executor.layers.utils import apply_penalties
 from vllm.sampling_params import SamplingParams
 from vllm.v1.sample.ops.topk_topp_sampler import apply_top_k_top_p_pytorch
 
-from fuserl.models.drawing import GREEDY, Drawing, allowed, penalised, rules_of
+from fuserl.models.drawing import GREEDY, Drawing, allowed, less_of_the_said, penalised, rules_of, times_said
 from fuserl.sources.transformers import COLDEST
 
 VOCABULARY = 3000
@@ -43,6 +43,21 @@ def test_a_repetition_penalty_does_the_same():
     none = torch.zeros(3)
     theirs = apply_penalties(logits.clone(), prompt, answer, none, none, penalty)
     assert_close(penalised(logits, torch.cat([prompt, answer], 1), penalty), theirs)
+
+
+def test_presence_and_frequency_penalties_do_the_same():
+    logits, said = logits_of(3, 2.0), torch.tensor([2, 4, 1])
+    prompt = torch.tensor([[1, 2, 3, 3], [5, 5, 5, 5], [0, 1, 2, 3]])
+    answers = [[1, 9], [7, 7, 7, 5], [2999]]
+    hows = [Drawing(presence_penalty=1.3), Drawing(frequency_penalty=0.7, presence_penalty=-0.1), Drawing()]
+    presence, frequency = (
+        torch.tensor([getattr(how, f"{name}_penalty") for how in hows]) for name in ("presence", "frequency")
+    )
+    padded = torch.tensor([answer + [VOCABULARY] * (4 - len(answer)) for answer in answers])  # as vLLM pads
+    theirs = apply_penalties(logits.clone(), prompt, padded, presence, frequency, torch.ones(3))
+    rows = [row.tolist()[len(answer) :] + answer for row, answer in zip(prompt, answers, strict=True)]
+    ours = less_of_the_said(logits, times_said(torch.tensor(rows), said, VOCABULARY), rules_of(hows, CPU))
+    assert_close(ours, theirs)
 
 
 def test_what_is_cold_and_what_is_greedy():

@@ -58,7 +58,10 @@ class Batch:
     def draw(self) -> Tensor:
         """The next token of each row, [B]; that of a row that is over means nothing."""
         numbers = torch.tensor([0.0 if row.over else row.noise.random() for row in self.rows], dtype=torch.float64)
-        return drawn(self.table.logits, self.table.ids, self.rules, numbers)
+        said = None
+        if self.rules.counting:
+            said = torch.tensor([len(row.tokens) for row in self.rows], device=self.table.ids.device)
+        return drawn(self.table.logits, self.table.ids, self.rules, numbers, said)
 
     def going(self) -> tuple[list[Row], list[tuple[Table, list[int]]]]:
         """The rows that are not over, and where they stand."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -72,4 +72,4 @@ class Asked:
 
     @cached_property
     def _sampling(self) -> str:
-        return json.dumps(asdict(self.source.sampling), sort_keys=True, default=str)
+        return json.dumps(self.source.sampling.plain(), sort_keys=True, default=str)

@@ -22,6 +22,27 @@ class Sampling:
     min_p: float = 0.0  # 0: no floor
     repetition_penalty: float = 1.0  # 1: none
     stop: tuple[str, ...] = ()  # texts after which an answer is over; not part of it
+    presence_penalty: float = 0.0  # off the logit of each token that the answer so far holds; 0: none
+    frequency_penalty: float = 0.0  # off the same logit for every time that the answer holds the token; 0: none
+
+    def plain(self) -> dict[str, Any]:
+        """As data, as it is written and hashed."""
+        return as_written(asdict(self))
+
+
+LATER = {
+    "presence_penalty": 0.0,
+    "frequency_penalty": 0.0,
+}  # came when there were journals; neutral, they are not written
+
+
+def as_written(sampling: Mapping[str, Any]) -> dict[str, Any]:
+    """Without neutral values of the settings that came later, so that keys of older answers are still theirs.
+
+    >>> as_written({"top_p": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.1})
+    {'top_p': 1.0, 'frequency_penalty': 0.1}
+    """
+    return {name: value for name, value in sampling.items() if name not in LATER or value != LATER[name]}
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,5 +99,5 @@ def request_key(identity: Mapping[str, Any], messages: Iterable[Message], sampli
         identity: of the source: model, revision, chat template, dtype; not where or on what engine it runs.
     """
     asked = [[message.role, message.content] for message in messages]
-    content = json.dumps([dict(identity), asked, asdict(sampling), seed], sort_keys=True, default=str)
+    content = json.dumps([dict(identity), asked, sampling.plain(), seed], sort_keys=True, default=str)
     return hashlib.sha256(content.encode()).hexdigest()[:32]

@@ -65,7 +65,7 @@ class Source:
 
     def plain(self) -> dict[str, Any]:
         """All of it as plain data, for manifests; `source_of` reads it back."""
-        return asdict(self)
+        return asdict(self) | {"sampling": self.sampling.plain()}
 
     def local_files(self) -> list[Path]:
         """The files of a local model that decide its answers; none where the path is a name."""
@@ -195,5 +195,7 @@ SAMPLING_RULES: dict[str, Rule] = {
     "top_k": (_whole(0), "0 (no limit) or more"),
     "min_p": (_number(0, 1), "from 0 to 1"),
     "repetition_penalty": (_number(1e-9), "above 0; 1 is none"),
+    "presence_penalty": (_number(-2, 2), "from -2 to 2; 0 is none"),
+    "frequency_penalty": (_number(-2, 2), "from -2 to 2; 0 is none"),
     "stop": (lambda value: all(isinstance(one, str) and one for one in value), "a list of texts"),
 }

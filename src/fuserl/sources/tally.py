@@ -77,7 +77,7 @@ class Tally:
         self.counts = {name: Counts() for name in asked}
         self.left_out = 0  # prompts without any answer
         self._wanted = {
-            name: asdict(one.source.sampling) | {"stop": list(one.source.sampling.stop)} for name, one in asked.items()
+            name: one.source.sampling.plain() | {"stop": list(one.source.sampling.stop)} for name, one in asked.items()
         }
         self._seen: set[bytes] = set()
 

@@ -13,7 +13,7 @@ from fuserl.errors import FuserlError
 from fuserl.models.continuous import Decoder, Wanted
 from fuserl.models.drawing import Drawing
 from fuserl.models.load import check_vocabulary, load_policy
-from fuserl.sources.protocol import Answer, Failure, Request
+from fuserl.sources.protocol import Answer, Failure, Request, as_written
 from fuserl.sources.rendering import rendering_of
 from fuserl.sources.requirements import require_counts
 from fuserl.sources.source import Source
@@ -63,7 +63,7 @@ class TransformersEngine:
         for wanted, ids in self._decoded(self._wanted(requests, failed)):
             yield from _emptied(failed)
             request = wanted.tag
-            used = {"max_tokens": wanted.most, **wanted.drawing._asdict()}
+            used = as_written({"max_tokens": wanted.most, **wanted.drawing._asdict()})
             used |= {"stop": list(request.sampling.stop), "seed": request.seed}
             yield self.rendering.answer(request, ids, sampling=used, extra=self.extra)
         yield from _emptied(failed)
@@ -84,7 +84,15 @@ class TransformersEngine:
             asked = request.sampling
             most = min(asked.max_tokens, self.context - len(prompt)) if self.context else asked.max_tokens
             temperature = max(asked.temperature, COLDEST) if asked.temperature else 0.0
-            drawing = Drawing(temperature, asked.top_k, asked.top_p, asked.min_p, asked.repetition_penalty)
+            drawing = Drawing(
+                temperature=temperature,
+                top_k=asked.top_k,
+                top_p=asked.top_p,
+                min_p=asked.min_p,
+                repetition_penalty=asked.repetition_penalty,
+                presence_penalty=asked.presence_penalty,
+                frequency_penalty=asked.frequency_penalty,
+            )
             yield Wanted(prompt, most, drawing, request.seed, request)
 
     def _decoded(self, wanted: Iterator[Wanted]) -> Iterator[tuple[Wanted, list[int]]]:

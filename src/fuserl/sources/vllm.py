@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fuserl.errors import FuserlError
-from fuserl.sources.protocol import Answer, Failure, Request, Sampling
+from fuserl.sources.protocol import Answer, Failure, Request, Sampling, as_written
 from fuserl.sources.rendering import rendering_of
 from fuserl.sources.requirements import needed, require_counts
 from fuserl.sources.source import Source
@@ -124,6 +124,8 @@ class VllmEngine:
             top_k=asked.top_k,
             min_p=asked.min_p,
             repetition_penalty=asked.repetition_penalty,
+            presence_penalty=asked.presence_penalty,
+            frequency_penalty=asked.frequency_penalty,
             stop=list(asked.stop),
             stop_token_ids=sorted(self.rendering.template.stop_ids),
             detokenize=bool(asked.stop),
@@ -139,7 +141,7 @@ class VllmEngine:
     def _answered(self, request: Request, params: Any, output: Any) -> Answer | Failure:
         if output.finish_reason not in ("stop", "length"):
             return Failure(request.key, f"vLLM ended it with `{output.finish_reason}`", passing=True)
-        used = {name: getattr(params, name) for name in PARAMETERS}
+        used = as_written({name: getattr(params, name) for name in PARAMETERS})
         return self.rendering.answer(request, list(output.token_ids), sampling=used, extra=self.extra)
 
 

@@ -51,7 +51,7 @@ class Wire:
             "model": self.source.path,
             "messages": [{"role": message.role, "content": message.content} for message in request.messages],
         }
-        said = asdict(request.sampling) | {"seed": request.seed, "date_string": self.source.date_string}
+        said = request.sampling.plain() | {"seed": request.seed, "date_string": self.source.date_string}
         for name, value in said.items():
             place = self.parameters.get(name)
             if place is None:
@@ -104,7 +104,7 @@ class Wire:
     def _sampling(self, request: Request) -> dict[str, Any]:
         """What decided: all that was sent, and neutral values of what this server has no name for."""
         seed = request.seed if self.parameters.get("seed") else None
-        return {**asdict(request.sampling), "stop": list(request.sampling.stop), "seed": seed}
+        return {**request.sampling.plain(), "stop": list(request.sampling.stop), "seed": seed}
 
     def _extra(
         self, completion: Mapping[str, Any], tokens: tuple[int, int] | None, thought: str | None
