@@ -52,11 +52,15 @@ def _chosen(key: str, given: Any, settings: Mapping[str, Any]) -> Chosen:
     if settings["max_tokens"] is not None:
         said["sampling"]["max_tokens"] = settings["max_tokens"]
     name, own_engine = said.pop("name", None) or key, said.pop("engine", None)
-    return Chosen(source_of(str(name), said), _engine(settings["engine"], own_engine, f"sources.{key}.engine"))
+    return Chosen(source_of(str(name), said), engine_of(settings["engine"], own_engine, f"sources.{key}.engine"))
 
 
-def _engine(common: Mapping[str, Any], own: Any, where: str) -> Callable[[Source], Engine]:
-    """The engine's class with its settings: its own where they name a class, else laid over the common ones."""
+def engine_of(common: Mapping[str, Any], own: Any, where: str) -> Callable[[Source], Engine]:
+    """The engine's class with its settings: its own where they name a class, else laid over the common ones.
+
+    Raises:
+        FuserlError: it does not take these settings.
+    """
     if own is None:
         node, where = common, "engine"
     else:

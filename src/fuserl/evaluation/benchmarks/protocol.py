@@ -57,13 +57,16 @@ class Result:
     notes: tuple[str, ...] = ()  # what a reader of the number must know, a sentence each
 
 
+@runtime_checkable
 class Work(Protocol):
     """What a benchmark may use. `benchmarks.work.Worker` is the real one; tests make their own of five lines."""
 
     folder: Path  # the benchmark's own; it may write what it likes there, `result.json` is the verb's
     source: Source  # the model under test: path, revision, dtype, chat_template, trust_remote_code, name
     seed: int
-    graders: Mapping[str, Mapping[str, Any]]  # scorers by name, raw nodes as in conf/reward/: what stands under `graders`
+    graders: Mapping[
+        str, Mapping[str, Any]
+    ]  # scorers by name, raw nodes as in conf/reward/: what stands under `graders`
     # in the benchmark's YAML, which the verb takes out before it makes the benchmark (Hydra would build them otherwise)
 
     def answered(self, questions: Sequence[Question]) -> list[PromptGroup]:
@@ -73,7 +76,8 @@ class Work(Protocol):
         first needed, once for all benchmarks.
 
         Raises:
-            FuserlError: an answer did not come; all others are kept.
+            FuserlError: an answer did not come; all others are kept. With `on_failure=leave_out` nothing is raised, and
+                a group may come back with fewer responses than were asked for, or none: count them as `unanswered`.
         """
         ...
 

@@ -1,0 +1,71 @@
+"""A benchmark's folder: `result.json`, last, and `graded.jsonl`, one row an answer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from fuserl.errors import FuserlError
+from fuserl.evaluation.benchmarks.protocol import Graded, Number, Result
+from fuserl.records.manifest import write_text_atomically
+
+RESULT, GRADED = "result.json", "graded.jsonl"
+
+
+def write(folder: Path, result: Result, made_from: str) -> None:
+    """Write a result.
+
+    Args:
+        made_from: digest of all that decided it, see `read`.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = (json.dumps(asdict(row), ensure_ascii=False, default=str) + "\n" for row in result.answers)
+    write_text_atomically(folder / GRADED, "".join(lines))
+    content = {"made_from": made_from} | {key: value for key, value in asdict(result).items() if key != "answers"}
+    write_text_atomically(folder / RESULT, json.dumps(content, indent=1, ensure_ascii=False, default=str))
+
+
+def read(folder: Path, made_from: str | None = None) -> Result | None:
+    """The result of a folder, without its answers; None where there is none, or one made from something else.
+
+    Raises:
+        FuserlError: the file is broken.
+    """
+    path = folder / RESULT
+    if not path.exists():
+        return None
+    try:
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        if made_from is not None and kept["made_from"] != made_from:
+            return None
+        numbers = tuple(Number(**one) for one in kept["numbers"])
+        return Result(numbers, kept["counts"], kept["about"], (), tuple(kept["notes"]))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise FuserlError(
+            f"the result cannot be read ({error!r})",
+            where=str(path),
+            hint="delete it: it is made again from its answers",
+        ) from error
+
+
+def all_in(folder: Path) -> dict[str, Result]:
+    """The results of all benchmarks below a folder, by name."""
+    found = {path.parent.name: read(path.parent) for path in sorted(folder.glob(f"*/{RESULT}"))}
+    return {name: result for name, result in found.items() if result is not None}
+
+
+def graded(folder: Path) -> list[Graded]:
+    """The answers of a folder with their grades, in order; none where there is no such file."""
+    path = folder / GRADED
+    if not path.exists():
+        return []
+    with path.open(encoding="utf-8") as file:
+        return [Graded(**json.loads(line)) for line in file if line.strip()]
+
+
+def numbers_of(result: Result) -> Mapping[str, Any]:
+    """Its numbers by name; what is not known is absent."""
+    return {one.name: one.value for one in result.numbers if one.value is not None}

@@ -1,0 +1,165 @@
+"""A model on benchmarks: answers once, grades, numbers, a table; every benchmark is kept as it is done."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+import fuserl
+from fuserl import settings
+from fuserl.errors import FuserlError
+from fuserl.evaluation.benchmarks import results
+from fuserl.evaluation.benchmarks.protocol import Benchmark, Result
+from fuserl.evaluation.benchmarks.work import Model, Worker
+from fuserl.evaluation.places import EVALUATION, Place
+from fuserl.evaluation.suite_table import for_terminal, rows_of
+from fuserl.records.journal import locked
+from fuserl.records.manifest import write_text_atomically
+from fuserl.rewards.made import made
+from fuserl.sources.chosen import engine_of
+from fuserl.sources.source import Source, content_of, source_of
+from fuserl.terminal import say, say_table
+
+OF_SOURCE = ("revision", "chat_template", "date_string", "system", "dtype", "context", "trust_remote_code")
+NOT_DECISIVE = ("engine", "workers")  # of graders: where and how fast they work
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A benchmark with its graders."""
+
+    benchmark: Benchmark
+    graders: Mapping[str, Mapping[str, Any]]
+
+    def made_from(self, source: Source, seed: int) -> str:
+        """Digest of all that decides the result."""
+        graders = _decisive(self.graders)
+        content = [source.identity(), source.name, seed, self.benchmark.identity(), graders, fuserl.__version__]
+        return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def suite(given: dict[str, Any], place: Place) -> Path:
+    """Run the benchmarks of `given`; a folder keeps what other commands have found out about the same model.
+
+    Returns:
+        The folder: a folder a benchmark, `answers.jsonl` (all that the model said), `summary.json`, `metrics.csv`.
+
+    Raises:
+        FuserlError: a benchmark cannot be done; those before it are kept.
+    """
+    if given["on_failure"] not in ("error", "leave_out"):
+        raise FuserlError(
+            f"`{given['on_failure']}` is no way to treat failures", where="`on_failure`", hint="error or leave_out"
+        )
+    chosen = {name: _chosen(name, node) for name, node in given["benchmarks"].items()}
+    start = engine_of(given["engine"], None, "engine")
+    for one in chosen.values():
+        next(iter(one.benchmark.texts()), None)  # questions that cannot be read are told before anything is asked
+    source = _source(given, place)
+    folder = _folder(given, place, source)
+    with locked(folder):
+        _require_same(folder, source)
+        model = Model(source, start, folder, given["seed"], given["give_up"], given["on_failure"])
+        try:
+            for name, one in chosen.items():
+                _run(name, one, Worker(name, model, folder / name, one.graders))
+        finally:
+            model.close()
+        found = results.all_in(folder)
+        _write(folder, given, source, found)
+    say_table(for_terminal(rows_of({source.name: found})))
+    say(f"done: {folder}")
+    return folder
+
+
+def _chosen(name: str, node: Mapping[str, Any]) -> Chosen:
+    graders = dict(node.get("graders") or {})
+    benchmark = made({key: value for key, value in node.items() if key != "graders"}, f"benchmarks.{name}")
+    return Chosen(benchmark, graders)
+
+
+def _source(given: Mapping[str, Any], place: Place) -> Source:
+    """The model under test; how it answers is said by each question."""
+    path = given["model"]
+    name = given["name"] or (place.home.name if place.home else Path(path).name)
+    said = {key: given[key] for key in OF_SOURCE}
+    return source_of(str(name), said | {"path": path, "sampling": {"max_tokens": 1}}).with_content()
+
+
+def _folder(given: Mapping[str, Any], place: Place, source: Source) -> Path:
+    if given["output"]:
+        return Path(given["output"]).expanduser()
+    if place.home is not None:
+        return place.home / EVALUATION
+    return Path("runs") / settings.digest("evaluate", {"source": source.plain(), "seed": given["seed"]}, ())
+
+
+def _require_same(folder: Path, source: Source) -> None:
+    """Raises: FuserlError: the folder holds what another model, or nobody's benchmark, answered."""
+    about = folder / "model.json"
+    now = json.loads(json.dumps(source.identity() | {"name": source.name}, default=str))
+    if about.exists():
+        before = json.loads(about.read_text(encoding="utf-8"))
+        if changed := sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key)):
+            raise FuserlError(
+                f"the folder holds the benchmarks of another model (other {', '.join(changed)})",
+                where=str(folder),
+                hint="give another folder with `output=DIR`, or delete this one to start anew",
+            )
+        return
+    if (folder / "summary.json").exists() or (folder / "manifest.json").exists():
+        raise FuserlError(
+            "the folder holds something else", where=str(folder), hint="give another folder with `output=DIR`"
+        )
+    write_text_atomically(about, json.dumps(now, indent=1))
+
+
+def _run(name: str, chosen: Chosen, work: Worker) -> Result:
+    made_from = chosen.made_from(work.source, work.seed)
+    if (kept := results.read(work.folder, made_from)) is not None:
+        say(f"{name}: finished already")
+        return kept
+    result = chosen.benchmark.run(work)
+    results.write(work.folder, result, made_from)
+    for note in result.notes:
+        say(f"{name}: {note}")
+    return result
+
+
+def _decisive(node: Any) -> Any:
+    """Graders without what decides no grade; a local model by what its files hold."""
+    if isinstance(node, list):
+        return [_decisive(one) for one in node]
+    if not isinstance(node, Mapping):
+        return node
+    kept = {key: _decisive(value) for key, value in node.items() if key not in NOT_DECISIVE}
+    if isinstance(path := kept.get("path"), str):
+        kept["path"] = content_of(path) or path
+    return kept
+
+
+def _write(folder: Path, given: Mapping[str, Any], source: Source, found: Mapping[str, Result]) -> None:
+    """A folder like a run's; `summary.json` last."""
+    evaluation: dict[str, Any] = {name: results.numbers_of(result) for name, result in found.items()}
+    heads = [result.numbers[0].value for result in found.values() if result.numbers]
+    if len(heads) > 1 and None not in heads:
+        evaluation["average"] = sum(heads) / len(heads)  # type: ignore[arg-type]
+    write_text_atomically(
+        folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(dict(given) | {"output": str(folder)}))
+    )
+    write_text_atomically(folder / "metrics.csv", "step\n0\n")  # nothing is measured over steps
+    summary = {
+        "verb": "evaluate",
+        "seed": given["seed"],
+        "model": source.path,
+        "name": source.name,
+        "content": source.content,
+        "evaluation": evaluation,
+    }
+    write_text_atomically(folder / "summary.json", json.dumps(summary, indent=1, default=str))
