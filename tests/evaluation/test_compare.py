@@ -191,7 +191,7 @@ def test_without_a_shared_metric_the_shared_ones_are_named(tmp_path):
         folder = write_run(tmp_path / name, 0, {"objective.name": name})
         text = (folder / "metrics.csv").read_text()
         (folder / "metrics.csv").write_text(text.replace("val/nll", f"val/{name}"))
-    with pytest.raises(FuserlError, match="neither a test nor a validation NLL") as error:
+    with pytest.raises(FuserlError, match="neither a test, nor a benchmark, nor a validation NLL") as error:
         run_verb("compare", [f"runs=[{tmp_path}]"])
     assert "val/accuracy" in error.value.hint
 

@@ -12,11 +12,14 @@ from omegaconf import DictConfig
 import fuserl
 from fuserl import settings
 from fuserl.errors import FuserlError
+from fuserl.evaluation.benchmarked import table_of, write_benchmarks
 from fuserl.evaluation.comparing import Comparison, chosen_metric, compared
 from fuserl.evaluation.measures import available
 from fuserl.evaluation.methods import Method, method_named, methods_of, only_with
 from fuserl.evaluation.page import write_page
 from fuserl.evaluation.runs import LeftOut, Run, find_runs
+from fuserl.evaluation.suite_table import for_terminal as terminal_of_benchmarks
+from fuserl.evaluation.suite_table import published_rows
 from fuserl.evaluation.tables import for_terminal, printable, write_runs, write_table
 from fuserl.records.manifest import write_text_atomically
 from fuserl.settings import FREE, plain
@@ -45,11 +48,16 @@ def compare(cfg: DictConfig) -> Path:
     heat = _heat(given["heat"], methods)
 
     comparison = compared(methods, metric, baseline)
+    told = published_rows(_texts(given["published"], "published"))
+    benchmarks = table_of(comparison, told)
     folder = _folder(given, runs)
     write_table(folder / "table.csv", comparison)
     write_runs(folder / "runs.csv", comparison, left_out)
-    write_page(folder / "index.html", comparison, left_out, heat=heat, answers=given["answers"])
+    write_page(folder / "index.html", comparison, left_out, heat=heat, answers=given["answers"], benchmarks=benchmarks)
+    write_benchmarks(folder / "benchmarks.csv", comparison, told)
     _write_manifest(folder, given, comparison, left_out)
+    if benchmarks:
+        say_table(terminal_of_benchmarks(benchmarks))
     tell(comparison, left_out, folder)
     return folder
 

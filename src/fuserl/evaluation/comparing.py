@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from fuserl.errors import FuserlError
-from fuserl.evaluation.measures import Metric, available, scores, shared_by_all
+from fuserl.evaluation.benchmarks.results import AVERAGE
+from fuserl.evaluation.measures import OF_BENCHMARK, Metric, available, scores, shared_by_all
 from fuserl.evaluation.methods import Method
 from fuserl.evaluation.runs import Run
 from fuserl.reporting.statistics import Estimate, Numbers, bootstrap_ends, holm, two_way, unmatched
@@ -52,7 +53,8 @@ class Comparison:
 
 
 def chosen_metric(runs: Sequence[Run], wanted: str | None, at: str) -> Metric:
-    """The metric to compare; without a wish the test's score where all runs have it, else the validation NLL.
+    """The metric to compare; without a wish the first of these that all runs have: the test's score, the average over
+    benchmarks, a benchmark's grades, the validation NLL.
 
     Raises:
         FuserlError: no run has it, or the runs have none in common.
@@ -61,12 +63,13 @@ def chosen_metric(runs: Sequence[Run], wanted: str | None, at: str) -> Metric:
         raise FuserlError(f"`{at}` is no place in a run", where="`at`", hint="`last` or `best`")
     shared = shared_by_all(runs)
     if wanted is None:
-        for name in ("test/score", "val/nll"):
+        benchmarks = sorted(name for name in shared if name.startswith(f"{OF_BENCHMARK}/") and name.count("/") == 1)
+        for name in ("test/score", f"{OF_BENCHMARK}/{AVERAGE}", *benchmarks, "val/nll"):
             if name in shared:
                 return Metric(name, at)
         some = ", ".join(sorted(name for name in shared if name.count("/") == 1)) or "none"
         raise FuserlError(
-            "the runs have neither a test nor a validation NLL in common",
+            "the runs have neither a test, nor a benchmark, nor a validation NLL in common",
             where="`metric`",
             hint=f"name one with `metric=...`; all runs have: {some}",
         )

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
+from fuserl.evaluation.benchmarks import results
+from fuserl.evaluation.benchmarks.results import AVERAGE
 from fuserl.evaluation.runs import Answer, Run
-from fuserl.settings import leaves
 
 TEST = {  # by prompt; each also by domain, as test/score/domain/NAME
     "test/score": lambda answer: answer.score,
@@ -16,7 +17,9 @@ TEST = {  # by prompt; each also by domain, as test/score/domain/NAME
     "test/unfinished": lambda answer: answer.unfinished,
 }
 LOWER = {"nll", "loss", "perplexity", "unfinished", "seconds", "train_seconds", "peak_memory_mb", "data_seconds"}
+OF_BENCHMARK = "evaluation"  # then a benchmark: its grades by prompt; and then a number's name: that number
 HIGHER = {"score", "accuracy", "margin", "chosen_logps", "chosen_logps_per_token", "tokens_per_second", "win_rate"}
+LENGTHS = {"avg_length", "answer_length"}  # numbers of benchmarks that are neither good nor bad
 MAIN = (  # columns of the table, where they were measured
     "test/score",
     "val/nll",
@@ -39,6 +42,8 @@ class Metric(NamedTuple):
     def direction(self) -> int:
         """1: higher is better, -1: lower is, 0: neither, a length say."""
         parts = set(self.name.split("/domain/")[0].split("/source/")[0].split("/"))
+        if OF_BENCHMARK in parts:
+            return 0 if parts & LENGTHS else 1
         return 1 if parts & HIGHER else -1 if parts & LOWER else 0
 
     @property
@@ -70,14 +75,23 @@ def value(run: Run, metric: Metric) -> float | None:
 def prompt_means(run: Run, name: str) -> dict[str, float]:
     """Mean over the answers to each prompt of the test; empty where the metric is none of the test."""
     base, _, domain = name.partition("/domain/")
-    if base not in TEST:
+    if base in TEST:
+        rows = [(a.prompt_id, TEST[base](a)) for a in run.answers if domain in ("", a.domain)]
+    elif (benchmark := _benchmark(name)) is not None:
+        rows = [(row.prompt_id, row.score) for row in run.graded(benchmark)]
+    else:
         return {}
     found: dict[str, list[float]] = {}
-    for answer in run.answers:
-        number = TEST[base](answer)
-        if number is not None and domain in ("", answer.domain):
-            found.setdefault(answer.prompt_id, []).append(number)
+    for prompt, number in rows:
+        if number is not None:
+            found.setdefault(prompt, []).append(number)
     return {prompt: sum(values) / len(values) for prompt, values in found.items()}
+
+
+def _benchmark(name: str) -> str | None:
+    """The benchmark whose grades a metric is; None for other metrics."""
+    first, _, rest = name.partition("/")
+    return rest if first == OF_BENCHMARK and "/" not in rest and rest != AVERAGE else None
 
 
 def scores(runs: Sequence[Run], metric: Metric) -> Scores:
@@ -91,16 +105,21 @@ def scores(runs: Sequence[Run], metric: Metric) -> Scores:
 
 
 def numbers(run: Run) -> dict[str, float]:
-    """Numbers of `summary.json` by name: those at its top, and every leaf of `evaluation`, benchmarks say."""
-    evaluation: Any = run.summary.get("evaluation") or {}
-    flat = {name: number for name, number in run.summary.items() if not isinstance(number, Mapping)}
-    flat |= {f"evaluation/{key.replace('.', '/')}": number for key, number in leaves(evaluation) if key}
-    return {name: float(n) for name, n in flat.items() if isinstance(n, int | float) and not isinstance(n, bool)}
+    """Numbers of a run by name: those at the top of `summary.json`, and those of benchmarks with their average."""
+    found = {name: number for name, number in run.summary.items() if not isinstance(number, Mapping)}
+    for benchmark, result in run.benchmarks.items():
+        found |= {f"{OF_BENCHMARK}/{benchmark}/{one.name}": one.value for one in result.numbers}
+    if mean := results.average(results.heads(run.benchmarks).values()):
+        found[f"{OF_BENCHMARK}/{mean.name}"] = mean.value
+    return {name: float(n) for name, n in found.items() if isinstance(n, int | float) and not isinstance(n, bool)}
 
 
 def available(run: Run) -> set[str]:
     """The metrics that a run has."""
-    return set(run.series) | set(numbers(run)) | set(_of_test(run.answers))
+    by_prompt = {
+        f"{OF_BENCHMARK}/{name}" for name in run.benchmarks if any(r.score is not None for r in run.graded(name))
+    }
+    return set(run.series) | set(numbers(run)) | set(_of_test(run.answers)) | by_prompt
 
 
 def _of_test(answers: Sequence[Answer]) -> Iterator[str]:

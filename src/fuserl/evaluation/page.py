@@ -8,10 +8,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from fuserl.evaluation import drawn
+from fuserl.evaluation.benchmarked import sections_of
 from fuserl.evaluation.comparing import Comparison, by_domain
 from fuserl.evaluation.measures import Metric, shared_by_all, value
 from fuserl.evaluation.runs import Answer, LeftOut, Run
 from fuserl.evaluation.strokes import styles
+from fuserl.evaluation.suite_table import Row
 from fuserl.evaluation.tables import cells, digits, further, header, mean_of, short
 from fuserl.reporting.report import Filter, Grid, Section, Table, Text, write_report
 
@@ -19,18 +21,26 @@ LONGEST = 1200  # signs of a text that the page shows
 
 
 def write_page(
-    path: Path, comparison: Comparison, left_out: Sequence[LeftOut], *, heat: Sequence[str], answers: int
+    path: Path,
+    comparison: Comparison,
+    left_out: Sequence[LeftOut],
+    *,
+    heat: Sequence[str],
+    answers: int,
+    benchmarks: Sequence[Row] = (),
 ) -> None:
     """Write the page.
 
     Args:
         heat: two settings to draw the metric over; empty draws none.
         answers: prompts whose answers are shown.
+        benchmarks: the table of benchmarks; empty where nothing was evaluated.
     """
     colours = [style.colour for style in styles(comparison)]
     sections = [
         Section("", [Filter([method.label for method in comparison.methods], colours)]),
         Section("Methods", [_methods(comparison), *_notes(comparison), Grid(drawn.intervals(comparison))]),
+        *sections_of(comparison, benchmarks, colours),
         Section("Validation", [_note(BAND), Grid(drawn.curves(comparison))]),
         Section("Training against validation", [_note(GAP), Grid(drawn.gaps(comparison))]),
         Section("Preferences", [Grid([*drawn.by_source(comparison), *drawn.logps(comparison)])]),

@@ -16,6 +16,9 @@ from typing import Any
 import yaml
 
 from fuserl.errors import FuserlError
+from fuserl.evaluation.benchmarks import results
+from fuserl.evaluation.benchmarks.protocol import Graded, Result
+from fuserl.evaluation.places import EVALUATION
 from fuserl.settings import FREE, digest
 
 Series = list[tuple[float, float]]  # (step, value)
@@ -72,6 +75,25 @@ class Run:
         rows = list(_lines(self.path / "samples.jsonl"))
         last = max((row.get("step", 0) for row in rows), default=0)
         return [_answer(row) for row in rows if row.get("step", 0) == last]
+
+    @cached_property
+    def benchmarks(self) -> dict[str, Result]:
+        """What `fuserl evaluate` found out about its model, by benchmark; empty where nobody asked."""
+        return results.all_in(self._evaluation)
+
+    def graded(self, benchmark: str) -> list[Graded]:
+        """The model's answers to a benchmark."""
+        return self._graded.setdefault(benchmark, results.graded(self._evaluation / benchmark))
+
+    @property
+    def _evaluation(self) -> Path:
+        """The folder of its benchmarks: beside its model, or its own where it is an evaluation."""
+        inside = self.path / EVALUATION
+        return inside if inside.is_dir() else self.path
+
+    @cached_property
+    def _graded(self) -> dict[str, list[Graded]]:
+        return {}
 
 
 @dataclass(frozen=True)
@@ -139,7 +161,7 @@ def read_run(folder: Path) -> Run | LeftOut:
         if not (folder / "summary.json").exists():
             return LeftOut(folder, _failure(folder))
         run = Run(folder, settings_in(folder), _mapping(_json(folder / "summary.json"), "summary.json"))
-        _ = run.series, run.answers
+        _ = run.series, run.answers, run.benchmarks
         return run
     except (OSError, ValueError, TypeError, KeyError, AttributeError, csv.Error, yaml.YAMLError) as error:
         return LeftOut(folder, f"it cannot be read: {' '.join(str(error).split()) or type(error).__name__}")

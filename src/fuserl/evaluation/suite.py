@@ -18,7 +18,7 @@ from fuserl.evaluation.benchmarks import results
 from fuserl.evaluation.benchmarks.protocol import Benchmark, Result
 from fuserl.evaluation.benchmarks.work import Model, Worker
 from fuserl.evaluation.places import EVALUATION, Place
-from fuserl.evaluation.suite_table import for_terminal, rows_of
+from fuserl.evaluation.suite_table import for_terminal, row_of, rows_of
 from fuserl.records.journal import locked
 from fuserl.records.manifest import write_text_atomically
 from fuserl.rewards.made import made
@@ -73,7 +73,7 @@ def suite(given: dict[str, Any], place: Place) -> Path:
             model.close()
         found = results.all_in(folder)
         _write(folder, given, source, found)
-    say_table(for_terminal(rows_of({source.name: found})))
+    say_table(for_terminal(rows_of([row_of(source.name, found)])))
     say(f"done: {folder}")
     return folder
 
@@ -147,9 +147,8 @@ def _decisive(node: Any) -> Any:
 def _write(folder: Path, given: Mapping[str, Any], source: Source, found: Mapping[str, Result]) -> None:
     """A folder like a run's; `summary.json` last."""
     evaluation: dict[str, Any] = {name: results.numbers_of(result) for name, result in found.items()}
-    heads = [result.numbers[0].value for result in found.values() if result.numbers]
-    if len(heads) > 1 and None not in heads:
-        evaluation["average"] = sum(heads) / len(heads)  # type: ignore[arg-type]
+    if mean := results.average(results.heads(found).values()):
+        evaluation[mean.name] = mean.value
     write_text_atomically(
         folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(dict(given) | {"output": str(folder)}))
     )

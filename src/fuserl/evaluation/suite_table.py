@@ -9,8 +9,7 @@ from rich.table import Table as TerminalTable
 from rich.text import Text as TerminalText
 
 from fuserl.evaluation.benchmarks.protocol import Number, Result
-
-AVERAGE = "average"
+from fuserl.evaluation.benchmarks.results import AVERAGE, average, heads
 
 
 class Row(NamedTuple):
@@ -21,17 +20,14 @@ class Row(NamedTuple):
     published: bool  # somebody else's numbers
 
 
-def rows_of(found: Mapping[str, Mapping[str, Result]], published: Sequence[Row] = ()) -> list[Row]:
-    """Ours, then published ones.
-
-    Args:
-        found: label -> benchmark -> result, whose first number is shown.
-    """
-    ours = [
-        Row(label, {name: one.numbers[0] for name, one in of_model.items() if one.numbers}, False)
-        for label, of_model in found.items()
-    ]
+def rows_of(ours: Sequence[Row], published: Sequence[Row] = ()) -> list[Row]:
+    """Ours with their averages, then published ones."""
     return [*map(_with_average, ours), *published]
+
+
+def row_of(label: str, found: Mapping[str, Result]) -> Row:
+    """A model's results, of which the first numbers are shown."""
+    return Row(label, heads(found), False)
 
 
 def columns_of(rows: Sequence[Row]) -> list[str]:
@@ -73,8 +69,10 @@ def for_terminal(rows: Sequence[Row]) -> TerminalTable:
 
 
 def _with_average(row: Row) -> Row:
-    """The plain mean over benchmarks of their first numbers, as the papers average."""
-    values = [number.value for number in row.cells.values()]
-    if len(values) < 2 or None in values:
-        return row
-    return row._replace(cells={**row.cells, AVERAGE: Number(AVERAGE, sum(values) / len(values))})  # type: ignore[arg-type]
+    mean = average(row.cells.values())
+    return row._replace(cells={**row.cells, AVERAGE: mean}) if mean else row
+
+
+def published_rows(names: Sequence[str]) -> list[Row]:
+    """See `published.published`."""
+    return []

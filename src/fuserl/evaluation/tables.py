@@ -147,7 +147,7 @@ def write_table(path: Path, comparison: Comparison) -> None:
             "verdict": row.verdict,
         }
         rows.append(fields | dict(row.method.settings) | {name: mean_of(row.method, name) for name in names})
-    _write(path, rows)
+    write_rows(path, rows)
 
 
 def write_runs(path: Path, comparison: Comparison, left_out: Sequence[LeftOut]) -> None:
@@ -161,10 +161,11 @@ def write_runs(path: Path, comparison: Comparison, left_out: Sequence[LeftOut]) 
             fields = {"run": str(run.path), "method": method.label, "seed": run.seed, "status": "complete", "why": ""}
             rows.append(fields | dict(method.settings) | numbers)
     rows += [{"run": str(one.path), "status": "left out", "why": one.why} for one in left_out]
-    _write(path, rows)
+    write_rows(path, rows)
 
 
-def _write(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """A CSV file with every column that a row has, in which no cell is a formula."""
     names = list(dict.fromkeys(name for row in rows for name in row))
     with written_atomically(path) as file:
         writer = csv.writer(file, lineterminator="\n")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from fuserl.evaluation.benchmarks.protocol import Graded, Number, Result
 from fuserl.records.manifest import write_text_atomically
 
 RESULT, GRADED = "result.json", "graded.jsonl"
+AVERAGE = "average"  # over benchmarks
 
 
 def write(folder: Path, result: Result, made_from: str) -> None:
@@ -69,3 +70,16 @@ def graded(folder: Path) -> list[Graded]:
 def numbers_of(result: Result) -> Mapping[str, Any]:
     """Its numbers by name; what is not known is absent."""
     return {one.name: one.value for one in result.numbers if one.value is not None}
+
+
+def average(found: Iterable[Number | None]) -> Number | None:
+    """The plain mean of benchmarks' first numbers, as the papers average; None where one of several is not known."""
+    values = [None if one is None else one.value for one in found]
+    if len(values) < 2 or None in values:
+        return None
+    return Number(AVERAGE, sum(values) / len(values))  # type: ignore[arg-type]
+
+
+def heads(found: Mapping[str, Result]) -> dict[str, Number]:
+    """The number of each benchmark that tables show."""
+    return {name: result.numbers[0] for name, result in found.items() if result.numbers}
