@@ -14,9 +14,10 @@ import wandb
 from omegaconf import OmegaConf
 from wandb.proto import wandb_internal_pb2
 
+from fuserl.reporting.window import mode, without_secrets
 from fuserl.training import run as run_module
-from fuserl.training.logged import MOST_ANSWERS, answers, name_of, sweep_of, without_secrets
-from fuserl.training.wandb_run import WandbRun, mode
+from fuserl.training.logged import MOST_ANSWERS, answers, name_of, sweep_of
+from fuserl.training.wandb_run import WandbRun
 
 BLOCK = 32768  # a .wandb file is a LevelDB log: blocks of records, each with checksum, length and kind
 

@@ -19,6 +19,7 @@ from fuserl.evaluation.benchmarks.protocol import Benchmark, Result
 from fuserl.evaluation.benchmarks.work import Model, Worker
 from fuserl.evaluation.places import EVALUATION, Place
 from fuserl.evaluation.suite_table import for_terminal, row_of, rows_of
+from fuserl.evaluation.wandb_table import log
 from fuserl.records.journal import locked
 from fuserl.records.manifest import write_text_atomically
 from fuserl.rewards.made import made
@@ -73,6 +74,9 @@ def suite(given: dict[str, Any], place: Place) -> Path:
             model.close()
         found = results.all_in(folder)
         _write(folder, given, source, found)
+    if project := given["wandb"]["project"]:
+        group = given["wandb"]["group"] or (place.home.name if place.home else None)
+        log(folder, project=project, name=f"{source.name}-evaluation", group=group, config=given)
     say_table(for_terminal(rows_of([row_of(source.name, found)])))
     say(f"done: {folder}")
     return folder

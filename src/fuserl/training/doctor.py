@@ -17,9 +17,9 @@ from rich.table import Table
 from fuserl.errors import FuserlError
 from fuserl.models.kernels import backends
 from fuserl.models.reference_folder import DAY, Kept, caches, prune
+from fuserl.reporting.window import mode
 from fuserl.rewards.sandbox import HINT, bubblewrap
 from fuserl.training.summary import gpu_name, versions
-from fuserl.training.wandb_run import mode
 
 EXTRAS = {
     "vllm": "vllm",

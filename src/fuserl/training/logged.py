@@ -3,31 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-SECRET = re.compile(r"key|token|secret|passw|credential", re.IGNORECASE)
-HIDDEN = "(hidden)"
-SHORTEST_SECRET = 8  # signs; a shorter value of a secret variable is a switch such as `1`
 MOST_ANSWERS = 200  # rows of a table of answers
 COLUMNS = ("step", "domain", "prompt_id", "sample", "prompt", "answer", "tokens", "unfinished", "score")
-
-
-def without_secrets(config: Any) -> Any:
-    """Plain data in which no string holds the value of an environment variable that is named like a secret."""
-    secrets = [v for name, v in os.environ.items() if SECRET.search(name) and len(v) >= SHORTEST_SECRET]
-    return _hidden(config, secrets)
-
-
-def _hidden(node: Any, secrets: list[str]) -> Any:
-    if isinstance(node, Mapping):
-        return {key: _hidden(value, secrets) for key, value in node.items()}
-    if isinstance(node, list | tuple):
-        return [_hidden(value, secrets) for value in node]
-    return HIDDEN if isinstance(node, str) and any(secret in node for secret in secrets) else node
 
 
 def name_of(path: str | Path) -> str:

@@ -10,7 +10,8 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from fuserl.errors import FuserlError
-from fuserl.training.logged import COLUMNS, answers, final_numbers, without_secrets
+from fuserl.reporting.window import without_secrets
+from fuserl.training.logged import COLUMNS, answers, final_numbers
 from fuserl.training.loggers import RunLogger
 
 

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import netrc
-import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from lightning.pytorch.utilities import rank_zero_only
 
+from fuserl.reporting.window import QUIET, mode, set_aside, without_secrets
 from fuserl.terminal import say
 from fuserl.training.logged import (
     COLUMNS,
@@ -23,36 +21,8 @@ from fuserl.training.logged import (
     origin,
     sweep_of,
     tags_of,
-    without_secrets,
 )
 from fuserl.training.loggers import RunLogger
-
-QUIET = {  # nothing of the machine's environment, repository or terminal leaves with the run
-    "silent": True,
-    "console": "off",
-    "disable_code": True,
-    "disable_git": True,
-    "disable_job_creation": True,
-    "x_save_requirements": False,
-}
-
-HOSTS = {"api.wandb.ai", "api.forge.coreweave.com"}  # of W&B itself
-
-
-def mode() -> str:
-    """`WANDB_MODE` where it is set; else online with a key, offline without."""
-    return os.environ.get("WANDB_MODE") or ("online" if _has_key() else "offline")
-
-
-def _has_key() -> bool:
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    given = urlsplit(os.environ.get("WANDB_BASE_URL", "")).hostname
-    try:
-        known = netrc.netrc(os.environ.get("NETRC", Path.home() / ".netrc")).hosts
-    except (OSError, netrc.NetrcParseError):
-        return False
-    return bool({given} & known.keys() if given else HOSTS & known.keys())
 
 
 class WandbRun(RunLogger):
@@ -101,7 +71,7 @@ class WandbRun(RunLogger):
         import wandb
 
         if mode in ("offline", "dryrun"):
-            self._set_aside()
+            set_aside(self.folder, self.id)
         return wandb.init(
             project=self.project,
             group=self.group or sweep_of(self.folder),
@@ -116,13 +86,6 @@ class WandbRun(RunLogger):
             config=without_secrets(config),
             settings=wandb.Settings(init_timeout=self.timeout, finish_timeout=self.timeout, **QUIET),
         )
-
-    def _set_aside(self) -> None:
-        """Offline records of earlier starts go where `wandb sync` does not look: the new one holds their rows."""
-        for older in (self.folder / "wandb").glob(f"offline-run-*-{self.id}"):
-            aside = older.parent / "superseded"
-            aside.mkdir(exist_ok=True)
-            older.rename(aside / older.name)
 
     def _used(self, kind: str, path: str) -> None:
         """An input. W&B marks inputs only while it is online; an offline run carries them as artifacts of its own."""
