@@ -28,6 +28,7 @@ class Question:
 
     key: str  # names it by content; decides the seed
     text: str
+    system: str | None = None  # a turn before it; None: the source's, if it has one
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +133,8 @@ class Judging:
         sampling: Sampling = self.source.sampling
         if attempt:
             sampling = replace(sampling, temperature=max(sampling.temperature, self.again_temperature))
-        system = [Message("system", self.source.system)] if self.source.system else []
+        before = question.system or self.source.system
+        system = [Message("system", before)] if before else []
         seed = int.from_bytes(content.digest()[:8], "big") % 2**31
         return Request(content.hexdigest()[:32], (*system, Message("user", question.text)), sampling, seed)
 
