@@ -109,7 +109,11 @@ def _config_error(error: Exception, verb: str, overrides: list[str], hydra_compo
     text = " ".join(" ".join(str(part) for part in (error, error.__cause__) if part).split())
     key = re.search(r"Key '([^']+)' is not in struct", text) or re.search(r"Could not override '([^']+)'", text)
     if key:
-        wanted = next((o.split("=")[0].lstrip("+~") for o in overrides if key[1] in o.split("=")[0]), key[1])
+        named = [o.split("=")[0].lstrip("+~") for o in overrides]
+        whole = re.search(r"full_key: (\S+)", text)  # where several overrides end alike
+        wanted = next((name for name in named if whole and name == whole[1]), None) or next(
+            (name for name in named if key[1] in name), key[1]
+        )
         groups = [o for o in overrides if "/" not in o and (config_folder() / o.split("=")[0]).is_dir()]
         try:
             known = [k for k, _ in leaves(OmegaConf.to_container(hydra_compose(verb, groups)))]

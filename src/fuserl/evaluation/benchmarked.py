@@ -1,4 +1,4 @@
-"""What a comparison shows of benchmarks: models by benchmarks beside published rows, and how each number was made."""
+"""What pages show of benchmarks: models by benchmarks beside published rows, and how each number was made."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ import numpy as np
 
 from fuserl.evaluation.benchmarks.protocol import Number, Result
 from fuserl.evaluation.benchmarks.results import heads
-from fuserl.evaluation.comparing import Comparison
-from fuserl.evaluation.methods import Method
+from fuserl.evaluation.runs import Run
 from fuserl.evaluation.suite_table import Row, columns_of, heading, rows_of, told
 from fuserl.evaluation.tables import write_rows
 from fuserl.reporting.report import Section, Table, Text
@@ -23,17 +22,25 @@ NOTE = (
 )
 
 
-def table_of(comparison: Comparison, published: Sequence[Row] = ()) -> list[Row]:
-    """Methods with their benchmarks; empty where none was evaluated."""
-    ours = [Row(method.label, _cells(method), False) for method in comparison.methods]
+Models = Mapping[str, Sequence[Run]]  # label -> runs, which differ in the seed alone
+
+
+def table_of(models: Models, published: Sequence[Row] = ()) -> list[Row]:
+    """Models with their benchmarks; empty where none was evaluated."""
+    ours = [Row(label, _cells(runs), False) for label, runs in models.items()]
     return rows_of([row for row in ours if row.cells], published) if any(row.cells for row in ours) else []
 
 
-def sections_of(comparison: Comparison, rows: Sequence[Row], colours: Sequence[str]) -> list[Section]:
-    """For the page; none where nothing was evaluated."""
+def sections_of(models: Models, rows: Sequence[Row], colours: Sequence[str] = ()) -> list[Section]:
+    """For a page; none where nothing was evaluated.
+
+    Args:
+        rows: of `table_of`.
+        colours: of the models, in their order.
+    """
     if not rows:
         return []
-    names, numbers = columns_of(rows), {method.label: index for index, method in enumerate(comparison.methods)}
+    names, places = columns_of(rows), {label: index for index, label in enumerate(models)}
     body = [
         [row.label + (" (published)" if row.published else ""), *(told(row.cells.get(name)) for name in names)]
         for row in rows
@@ -42,26 +49,24 @@ def sections_of(comparison: Comparison, rows: Sequence[Row], colours: Sequence[s
         ["model", *(heading(name, rows) for name in names)],
         body,
         labels=frozenset({0}),
-        methods=[None if row.published else numbers[row.label] for row in rows],
-        colours=["" if row.published else colours[numbers[row.label]] for row in rows],
+        methods=[None if row.published else places[row.label] for row in rows],
+        colours=["" if row.published else colours[places[row.label]] for row in rows] if colours else (),
         sortable=True,
     )
-    return [
-        Section("Benchmarks", [Text(NOTE, note=True), table]),
-        Section("How the numbers were made", [_made(comparison)]),
-    ]
+    made = Section("How the numbers were made", [_made(models)])
+    return [Section("Benchmarks", [Text(NOTE, note=True), table]), made]
 
 
-def write_benchmarks(path: Path, comparison: Comparison, published: Sequence[Row]) -> None:
+def write_benchmarks(path: Path, models: Models, published: Sequence[Row]) -> None:
     """`benchmarks.csv`: a row a number, in full, with how it was made."""
     rows = []
-    for method in comparison.methods:
-        for run in method.runs:
+    for label, runs in models.items():
+        for run in runs:
             for name, result in run.benchmarks.items():
                 made = {"run": str(run.path), "about": json.dumps(result.about, default=str, sort_keys=True)}
                 counts = {f"num_{key}": value for key, value in result.counts.items()}
                 for number in result.numbers:
-                    fields = {"model": method.label, "seed": run.seed, "published": False, "benchmark": name}
+                    fields = {"model": label, "seed": run.seed, "published": False, "benchmark": name}
                     rows.append(fields | _fields(number) | counts | made)
     for row in published:
         for name, number in row.cells.items():
@@ -75,9 +80,9 @@ def _fields(number: Number) -> dict[str, object]:
     return {"number": number.name, "value": number.value} | ends
 
 
-def _cells(method: Method) -> dict[str, Number]:
-    """A method's numbers by benchmark, those that all its runs have."""
-    tables = [heads(run.benchmarks) for run in method.runs]
+def _cells(runs: Sequence[Run]) -> dict[str, Number]:
+    """Numbers by benchmark, those that all runs have."""
+    tables = [heads(run.benchmarks) for run in runs]
     if len(tables) == 1:
         return tables[0]
     shared = [name for name in tables[0] if all(name in table for table in tables)]
@@ -94,25 +99,17 @@ def _over_seeds(numbers: Sequence[Number]) -> Number:
     return Number(numbers[0].name, float(seeds.mean()), *ends, f"{len(numbers)} seeds")
 
 
-def _made(comparison: Comparison) -> Table:
+def _made(models: Models) -> Table:
     """A row a model and benchmark: judge, day, decoding, counts, notes."""
-    rows, methods = [], []
-    for index, method in enumerate(comparison.methods):
-        for run in method.runs:
-            for name, result in run.benchmarks.items():
-                rows.append(
-                    [
-                        method.label,
-                        name,
-                        _numbers(result),
-                        _plain(result.about),
-                        _plain(result.counts),
-                        " ".join(result.notes),
-                    ]
-                )
-                methods.append(index)
+    rows, places = [], []
+    for index, (label, runs) in enumerate(models.items()):
+        for name, result in ((name, result) for run in runs for name, result in run.benchmarks.items()):
+            told_of = [_numbers(result), _plain(result.about), _plain(result.counts), " ".join(result.notes)]
+            rows.append([label, name, *told_of])
+            places.append(index)
     head = ["model", "benchmark", "all numbers", "made with", "counts", "notes"]
-    return Table(head, rows, labels=frozenset({0, 1}), texts=frozenset({2, 3, 4, 5}), methods=methods, sortable=True)
+    texts = frozenset({2, 3, 4, 5})
+    return Table(head, rows, labels=frozenset({0, 1}), texts=texts, methods=places, sortable=True)
 
 
 def _numbers(result: Result) -> str:

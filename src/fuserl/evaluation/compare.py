@@ -49,12 +49,12 @@ def compare(cfg: DictConfig) -> Path:
 
     comparison = compared(methods, metric, baseline)
     told = published_rows(_texts(given["published"], "published"))
-    benchmarks = table_of(comparison, told)
+    benchmarks = table_of(comparison.runs_by_label, told)
     folder = _folder(given, runs)
     write_table(folder / "table.csv", comparison)
     write_runs(folder / "runs.csv", comparison, left_out)
     write_page(folder / "index.html", comparison, left_out, heat=heat, answers=given["answers"], benchmarks=benchmarks)
-    write_benchmarks(folder / "benchmarks.csv", comparison, told)
+    write_benchmarks(folder / "benchmarks.csv", comparison.runs_by_label, told)
     _write_manifest(folder, given, comparison, left_out)
     if benchmarks:
         say_table(terminal_of_benchmarks(benchmarks))

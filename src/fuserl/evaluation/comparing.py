@@ -51,6 +51,11 @@ class Comparison:
         """In the order of the rows."""
         return [row.method for row in self.rows]
 
+    @property
+    def runs_by_label(self) -> dict[str, tuple[Run, ...]]:
+        """In the order of the rows."""
+        return {row.method.label: row.method.runs for row in self.rows}
+
 
 def chosen_metric(runs: Sequence[Run], wanted: str | None, at: str) -> Metric:
     """The metric to compare; without a wish the first of these that all runs have: the test's score, the average over

@@ -40,7 +40,7 @@ def write_page(
     sections = [
         Section("", [Filter([method.label for method in comparison.methods], colours)]),
         Section("Methods", [_methods(comparison), *_notes(comparison), Grid(drawn.intervals(comparison))]),
-        *sections_of(comparison, benchmarks, colours),
+        *sections_of(comparison.runs_by_label, benchmarks, colours),
         Section("Validation", [_note(BAND), Grid(drawn.curves(comparison))]),
         Section("Training against validation", [_note(GAP), Grid(drawn.gaps(comparison))]),
         Section("Preferences", [Grid([*drawn.by_source(comparison), *drawn.logps(comparison)])]),

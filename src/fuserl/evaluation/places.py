@@ -17,7 +17,11 @@ class Place:
 
     path: str  # folder or hub name
     home: Path | None  # the folder of the run that made it; None: nobody's we know
-    pipeline: Path | None = None  # the folder of the recipe whose last model it is
+
+    @property
+    def recipe(self) -> Path | None:
+        """The folder of the recipe that the run is a stage of."""
+        return self.home.parent if self.home and STAGE.match(self.home.name) else None
 
 
 def model_in(path: str) -> Place:
@@ -31,7 +35,7 @@ def model_in(path: str) -> Place:
     for stage in sorted(stages(folder), reverse=True):
         found = model_in(str(stage))
         if found.home is not None:
-            return Place(found.path, found.home, folder)
+            return found
     return Place(path, None)
 
 

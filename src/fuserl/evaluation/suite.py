@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ from fuserl.evaluation.benchmarks import results
 from fuserl.evaluation.benchmarks.protocol import Benchmark, Result
 from fuserl.evaluation.benchmarks.work import Model, Worker
 from fuserl.evaluation.places import EVALUATION, Place
-from fuserl.evaluation.suite_table import for_terminal, row_of, rows_of
+from fuserl.evaluation.story import write_story
+from fuserl.evaluation.suite_table import for_terminal, published_rows, row_of, rows_of
 from fuserl.evaluation.wandb_table import log
 from fuserl.records.journal import locked
 from fuserl.records.manifest import write_text_atomically
@@ -60,6 +62,7 @@ def suite(given: dict[str, Any], place: Place) -> Path:
         )
     chosen = {name: _chosen(name, node) for name, node in given["benchmarks"].items()}
     start = engine_of(given["engine"], None, "engine")
+    told = published_rows(given["published"])
     for one in chosen.values():
         next(iter(one.benchmark.texts()), None)  # questions that cannot be read are told before anything is asked
     source = _source(given, place)
@@ -74,10 +77,15 @@ def suite(given: dict[str, Any], place: Place) -> Path:
             model.close()
         found = results.all_in(folder)
         _write(folder, given, source, found)
+    if place.recipe and (page := write_story(place.recipe)):
+        say(f"report: {page}")
     if project := given["wandb"]["project"]:
         group = given["wandb"]["group"] or (place.home.name if place.home else None)
         log(folder, project=project, name=f"{source.name}-evaluation", group=group, config=given)
-    say_table(for_terminal(rows_of([row_of(source.name, found)])))
+    say_table(for_terminal(rows_of([row_of(source.name, found)], told)))
+    for name, result in found.items():
+        for note in result.notes:
+            say(f"{name}: {note}")
     say(f"done: {folder}")
     return folder
 
@@ -129,10 +137,12 @@ def _run(name: str, chosen: Chosen, work: Worker) -> Result:
     if (kept := results.read(work.folder, made_from)) is not None:
         say(f"{name}: finished already")
         return kept
-    result = chosen.benchmark.run(work)
+    work.model.told.clear()
+    found = chosen.benchmark.run(work)
+    made = {key: sorted(values) for key, values in work.model.told.items()}
+    about = {"model": work.source.content or work.source.path, "date": datetime.now(UTC).date().isoformat()} | made
+    result = replace(found, about=about | dict(found.about))
     results.write(work.folder, result, made_from)
-    for note in result.notes:
-        say(f"{name}: {note}")
     return result
 
 

@@ -17,7 +17,9 @@ from omegaconf.errors import InterpolationResolutionError
 from fuserl.curation.select import select
 from fuserl.distributions.align import align
 from fuserl.errors import FuserlError
+from fuserl.evaluation.compare import compare
 from fuserl.evaluation.evaluate import evaluate
+from fuserl.evaluation.story import write_story
 from fuserl.merging.merge import merge
 from fuserl.rewards.score import score
 from fuserl.settings import compose, plain
@@ -34,6 +36,7 @@ VERBS: Mapping[str, Callable[[DictConfig], Any]] = {
     "train": train,
     "merge": merge,
     "evaluate": evaluate,
+    "compare": compare,
 }
 MODELS = {"train": "model", "merge": "."}  # verbs that write a model, and where in their folder it lies
 HINT = "see conf/recipe/ for examples"
@@ -53,7 +56,7 @@ class Stage:
 
 
 def pipeline(cfg: DictConfig, shared: Path | None = None) -> Path:
-    """Run the recipe's stages into `output/NN_name`; finished ones are skipped, a killed one continues.
+    """Run the recipe's stages into `output/NN_name`; finished ones are skipped, a killed one continues; then its report.
 
     Args:
         shared: folder of a sweep, where stages are named by content and equal ones are run once.
@@ -68,6 +71,8 @@ def pipeline(cfg: DictConfig, shared: Path | None = None) -> Path:
     for stage, job in planned:
         say(f"stage {stage.name}")
         VERBS[stage.verb](job)
+    if shared is None and (page := write_story(Path(planned[-1][1].output).parent)):
+        say(f"report: {page}")
     return Path(planned[-1][1].output)
 
 

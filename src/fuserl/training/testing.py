@@ -41,11 +41,17 @@ def groups_of_test(cfg: DictConfig) -> list[PromptGroup]:
     """The prompts of `test.split`; none where the run has no test.
 
     Raises:
-        FuserlError: the data has no such split, or it is one that the run trains on or looks at.
+        FuserlError: there is no such split, or the run trains on it or looks at it; or no answer is asked for.
     """
     split = cfg.test.split
     if split is None:
         return []
+    if isinstance(cfg.test.samples, bool) or not isinstance(cfg.test.samples, int) or cfg.test.samples < 1:
+        raise FuserlError(
+            f"`test.samples` is {cfg.test.samples!r}",
+            where="`test.samples`",
+            hint="a whole number, 1 or more; `test.split=null` leaves the test out",
+        )
     known = splits_of(cfg.data.path)
     if known and split not in known:
         raise FuserlError(

@@ -43,6 +43,7 @@ class Model:
     seed: int
     give_up: int | None
     on_failure: str
+    told: dict[str, set[str]] = field(default_factory=dict)  # engines and templates of the answers, until it is cleared
     _engine: Engine | None = None
     _closing: ExitStack = field(default_factory=ExitStack)
 
@@ -63,7 +64,9 @@ class Model:
         known = sum(key in self.journal for key in keys)
         if known < len(keys):
             self._ask(asked, name, len(keys), known)
-        return [replace(group, responses=self._responses(one, group)) for one, group in asked]
+        groups = [replace(group, responses=self._responses(one, group)) for one, group in asked]
+        self._note(groups)
+        return groups
 
     def close(self) -> None:
         """Free the model, close the journal."""
@@ -71,6 +74,12 @@ class Model:
             self._engine.close()
             self._engine = None
         self._closing.close()
+
+    def _note(self, groups: Sequence[PromptGroup]) -> None:
+        for response in (response for group in groups for response in group.responses):
+            for key in ("engine", "template_hash"):
+                if (value := response.extra.get(key)) is not None:
+                    self.told.setdefault(key, set()).add(str(value))
 
     def _asked(self, question: Question) -> Asked:
         return Asked(replace(self.source, sampling=question.sampling, samples=question.samples), self.seed)
