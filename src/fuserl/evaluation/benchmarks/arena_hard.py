@@ -255,7 +255,7 @@ def _judgments(model: str, graded: Sequence[PromptGroup], work: Work) -> Judgmen
         if told:
             verdicts, said = ([game.get(key) for game in told] for key in ("verdict", "said"))
             games[group.id] = Judgment((verdicts[0], verdicts[1]), (said[0] or "", said[1] or ""))
-    return Judgments(model, str(judge_about(work.graders, graded, None)["judge"]), (), games)
+    return Judgments(model, str(judge_about(work.graders, graded, None).get("judge")), (), games)
 
 
 def _played(

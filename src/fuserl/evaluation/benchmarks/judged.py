@@ -53,11 +53,11 @@ def judge_about(
     dates = sorted({detail["date"] for detail in details if detail.get("date")})
     templates = sorted({detail["template"] for detail in details if detail.get("template")})
     source = node.get("source") or {}
-    return {
+    about = {
         "judge": source.get("path"),
         "judge_revision": source.get("revision"),
         "judge_sampling": source.get("sampling"),
         "judge_template": ", ".join(templates) or None,
-        "judge_prompts": node.get("prompts"),
         "date": " to ".join(dict.fromkeys((dates[0], dates[-1]))) if dates else None,
     }
+    return {key: value for key, value in about.items() if value is not None} | {"judge_prompts": node.get("prompts")}
