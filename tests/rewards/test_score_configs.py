@@ -18,6 +18,8 @@ GIVEN = {  # what must be given
     "reward_model": ["rewards.reward_model.path=x"],
     "judge": ["rewards.judge.source.path=x"],
     "judge_pairwise": ["rewards.judge_pairwise.source.path=x"],
+    "judge_games": ["rewards.judge_games.source.path=x"],
+    "judge_turns": ["rewards.judge_turns.source.path=x"],
     "weighted": ["combine.weights={a: 1.0}"],
     "source": ["rewards.judge_pairwise.against.source=a"],
 }
