@@ -87,15 +87,18 @@ class OpenAIEngine:
         Raises:
             FuserlError: the source has a chat template of its own, which a server does not take.
         """
-        from fuserl.sources.endpoint import Endpoint  # loads the client
-
         if source.chat_template is not None:
             raise FuserlError(
                 "a server renders prompts by its own chat template",
                 where=f"`sources.{source.name}.chat_template`",
                 hint="start the server with it (`vllm serve --chat-template FILE`) and leave this null",
             )
-        wire = Wire(source, self.parameters, self.price, self.key)
+        return self.over(Wire(source, self.parameters, self.price, self.key))
+
+    def over(self, wire: Wire) -> Engine:
+        """The engine that speaks through this wire."""
+        from fuserl.sources.endpoint import Endpoint  # loads the client
+
         endpoints = [Endpoint(url, wire, timeout=self.timeout, connections=self.concurrency) for url in self.urls]
         backoff = Backoff(self.backoff["first"], self.backoff["longest"])
         asks = [limited(one, requests=self.limits["requests"], tokens=self.limits["tokens"]) for one in endpoints]
