@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fuserl.evaluation.benchmarks.protocol import Number, Result
+from fuserl.evaluation.benchmarks.protocol import Number
 from fuserl.evaluation.benchmarks.results import heads
 from fuserl.evaluation.runs import Run
 from fuserl.evaluation.suite_table import Row, columns_of, heading, rows_of, told
@@ -100,21 +100,26 @@ def _over_seeds(numbers: Sequence[Number]) -> Number:
 
 
 def _made(models: Models) -> Table:
-    """A row a model and benchmark: judge, day, decoding, counts, notes."""
+    """A row a model and benchmark: all its numbers, and judge, day, decoding, counts, notes."""
     rows, places = [], []
     for index, (label, runs) in enumerate(models.items()):
         for name, result in ((name, result) for run in runs for name, result in run.benchmarks.items()):
-            told_of = [_numbers(result), _plain(result.about), _plain(result.counts), " ".join(result.notes)]
-            rows.append([label, name, *told_of])
+            numbers = ", ".join(f"{number.name} {told(number)}" for number in result.numbers)
+            made = "; ".join([*map(_said, result.about.items()), *map(_said, result.counts.items()), *result.notes])
+            rows.append([label, name, numbers, made])
             places.append(index)
-    head = ["model", "benchmark", "all numbers", "made with", "counts", "notes"]
-    texts = frozenset({2, 3, 4, 5})
-    return Table(head, rows, labels=frozenset({0, 1}), texts=texts, methods=places, sortable=True)
+    head = ["model", "benchmark", "all numbers", "made with"]
+    return Table(head, rows, labels=frozenset({0, 1}), texts=frozenset({2, 3}), methods=places, sortable=True)
 
 
-def _numbers(result: Result) -> str:
-    return ", ".join(f"{number.name} {told(number)}" for number in result.numbers)
-
-
-def _plain(named: Mapping[str, object]) -> str:
-    return ", ".join(f"{key}: {value}" for key, value in named.items())
+def _said(pair: tuple[str, object]) -> str:
+    """
+    >>> _said(("template_hash", ["06"])), _said(("sampling", {"temperature": 0.0}))
+    ('template hash 06', 'sampling temperature 0.0')
+    """
+    key, value = pair
+    if isinstance(value, Mapping):
+        value = " ".join(f"{name} {one}" for name, one in value.items())
+    elif isinstance(value, list | tuple):
+        value = " ".join(map(str, value))
+    return f"{key.replace('_', ' ')} {value}"

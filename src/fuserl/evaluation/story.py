@@ -35,6 +35,7 @@ def write_story(folder: Path) -> Path | None:
     write_report(
         folder / FILE,
         title=f"Recipe: {folder.name}",
+        wide=True,
         lead=_lead(list(found), runs),
         sections=[Section("Stages", [_stages(runs)]), *sections_of(models, rows), Section("Curves", [Grid(drawn)])],
     )
@@ -52,7 +53,8 @@ def _stages(runs: Mapping[str, Run]) -> Table:
     for name, run in runs.items():
         told: list[Any] = [value(run, Metric(column, "last")) for column in COLUMNS]
         objective = run.config.get("objective") or {}
-        rows.append([name, str(objective.get("name") or run.summary.get("verb") or ""), *map(short, told)])
+        what = str(objective.get("name") or run.summary.get("verb") or "")
+        rows.append([name, what, "" if told[0] is None else f"{told[0]:,.0f}", *map(short, told[1:])])
     return Table(["stage", "objective", *COLUMNS], rows, labels=frozenset({0}))
 
 

@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from fuserl.records.rows import Needs, group_of
 from fuserl.records.schema import Message, PromptGroup
 from fuserl.records.splits import prompt_digest
 from fuserl.rewards.answers import after
@@ -84,6 +85,17 @@ def ifeval(row: Row) -> PromptGroup:
     return PromptGroup(f"ifeval-{row['key']}", (Message("user", _text(row, "prompt")),), (), "instruction", None, extra)
 
 
+def own(row: Row) -> PromptGroup:
+    """A row of any data set of ours, with or without responses: `prompt`, and what graders need beside it."""
+    result = group_of(dict(row) | {"responses": []}, skip=False, fallback_id=_by_prompt, needs=Needs(responses=False))
+    assert result.group is not None  # rows that are bad raise
+    return result.group
+
+
+def _by_prompt(prompt: tuple[Message, ...]) -> str:
+    return f"prompt-{prompt_digest(prompt)}"
+
+
 def _text(row: Row, column: str) -> str:
     if not isinstance(row[column], str) or not row[column].strip():
         raise ValueError(f"`{column}` is no text")
@@ -92,4 +104,4 @@ def _text(row: Row, column: str) -> str:
 
 def _id(row: Row, question: str) -> str:
     named = next((row[key] for key in ("id", "unique_id", "task_id") if row.get(key) is not None), None)
-    return str(named) if named is not None else f"prompt-{prompt_digest((Message('user', question),))}"
+    return str(named) if named is not None else _by_prompt((Message("user", question),))

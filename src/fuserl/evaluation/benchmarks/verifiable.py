@@ -75,7 +75,7 @@ def counted(
         "answers": len(answers),
         "unanswered": len(found) * samples - len(answers),
         "unfinished": sum(response.finish_reason == "length" for response in answers),
-        "unknown": sum(response.verdict not in ("right", "wrong") for response in answers),
+        "unknown": sum(row(group, response).score is None for group in graded for response in group.responses),
     }
     notes = {
         "unanswered": f"{counts['unanswered']:,} of {len(found) * samples:,} answers did not come",
@@ -87,8 +87,9 @@ def counted(
 
 
 def row(group: PromptGroup, response: Response) -> Graded:
-    """An answer for `graded.jsonl`: 1 right, 0 wrong."""
-    score = {"right": 1.0, "wrong": 0.0}.get(response.verdict or "")
+    """An answer for `graded.jsonl`: 1 right, 0 wrong, or its reward where nothing is verified."""
+    verified = {"right": 1.0, "wrong": 0.0, None: response.reward}
+    score = verified.get(response.verdict)
     tokens, cut = int(response.extra.get("response_tokens") or 0), response.finish_reason == "length"
     return Graded(group.id, group.prompt[-1].content, response.text, score, response.sample, tokens, cut)
 
@@ -111,6 +112,16 @@ def share_of(values: Sequence[float], name: str) -> Number:
 def accuracy(groups: Sequence[PromptGroup]) -> list[Number]:
     """Share of right answers: the mean over prompts of the mean over samples."""
     return [share_of([sum(known) / len(known) for known in map(_known, groups) if known], "accuracy")]
+
+
+def mean_reward(groups: Sequence[PromptGroup]) -> list[Number]:
+    """Mean reward of the answers, in the grader's units: the mean over prompts of the mean over samples."""
+    rewards = [[r.reward for r in group.responses if r.reward is not None] for group in groups]
+    means = [sum(found) / len(found) for found in rewards if found]
+    if not means:
+        return [Number("reward", None)]
+    found = bootstrap(np.array(means))
+    return [Number("reward", found.mean, found.low, found.high, "prompts, bootstrap")]
 
 
 def pass_at(groups: Sequence[PromptGroup], *, k: Sequence[int]) -> list[Number]:

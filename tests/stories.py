@@ -8,7 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from tokenizers import Tokenizer, decoders
+from tokenizers.models import BPE
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 BOS = 1
 OPENING = " Once upon a time, there was a little girl named Lily. She loved to play outside in the park."
@@ -98,3 +100,19 @@ class Pieces:
     def decode(self, ids: list[int]) -> str:
         """Text of some ids."""
         return b"".join(bytes([number - 3]) if 3 <= number < 259 else self.pieces[number] for number in ids).decode()
+
+
+def save(folder: Path, to: Path) -> None:
+    """Model and vocabulary as a Hugging Face folder: the same tokens as `Pieces.encode`."""
+    pieces = Pieces(folder / "tok512.bin")
+    names = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    names += [piece.decode() for piece in pieces.pieces[len(names) :]]
+    vocab = {name: number for number, name in reversed(list(enumerate(names)))}
+    splits = [(name, place) for name in names[259:] for place in range(1, len(name))]
+    known = [(name[:place], name[place:]) for name, place in splits if name[:place] in vocab and name[place:] in vocab]
+    merges = sorted(known, key=lambda pair: -pieces.scores[vocab[pair[0] + pair[1]]])
+    backend = Tokenizer(BPE(vocab=vocab, merges=merges, unk_token="<unk>", byte_fallback=True))
+    backend.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
+    named = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "</s>"}
+    PreTrainedTokenizerFast(tokenizer_object=backend, **named).save_pretrained(to)
+    read_model(folder / "stories260K.bin").save_pretrained(to)
