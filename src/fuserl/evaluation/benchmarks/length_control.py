@@ -28,6 +28,7 @@ BASELINES = 2  # gamed ones in the file; they share `GAMED_WEIGHT`
 GAMED_WEIGHT = 0.2
 LENGTH, CONSTANT = "length", "constant"
 ENDS = (2.5, 97.5)
+SHRUNK = "cross-validation chose a penalty that leaves no weight: the length-controlled win rate is 50 and says nothing"
 
 
 def win_rates(preferences: Float[ndarray, " N"], prefix: str) -> list[Number]:
@@ -137,7 +138,7 @@ def _controlled(
     way = {(True, True): "length_controlled_v1", (True, False): "length_controlled_noreg"}.get(
         (difficulty is not None, gamed is not None), "length_controlled_minimal"
     )
-    if why := _unfit(wins, longer_by):
+    if why := _unfit(wins, longer_by, gamed is not None):
         return Controlled(None, way=way, note=why)
     package = alpaca("metrics.glm_winrate")
     fitted = Regression(package, gamed).fit(wins, longer_by, difficulty, None)
@@ -146,6 +147,8 @@ def _controlled(
         return Controlled(None, way=way, note="the regression of the length-controlled win rate found no finite number")
     if package.get_is_extreme_changes(PERCENT * float(np.nanmean(wins)), rate):
         note = "; ".join(filter(None, [note, "the length-controlled win rate is far from the raw one: distrust it"]))
+    if not any(fitted.weights.values()):  # a bootstrap at this penalty would find the same everywhere
+        note, resamples = "; ".join(filter(None, [note, SHRUNK])), 0
     drawn = _drawn(Regression(package, gamed), wins, longer_by, difficulty, fitted.penalty, resamples, seed)
     low, high = (float(end) for end in np.percentile(drawn, ENDS)) if len(drawn) else (None, None)
     error = PERCENT * float(fitted.expected.std(ddof=1)) / math.sqrt(len(fitted.expected))
@@ -153,13 +156,15 @@ def _controlled(
     return Controlled(rate, low, high, way, about, note)
 
 
-def _unfit(wins: Float[ndarray, " N"], longer_by: Float[ndarray, " N"]) -> str:
+def _unfit(wins: Float[ndarray, " N"], longer_by: Float[ndarray, " N"], anchored: bool) -> str:
     """Why no regression can be fitted; empty where it can. The package says NaN, or fails."""
     known = int(np.isfinite(wins).sum())
     if known < FOLDS:
         return f"{known} known preferences are too few for the length-controlled win rate, which needs {FOLDS}"
     if not np.isfinite(longer_by).all() or longer_by.std() == 0:
         return "all answers differ equally in length from the baseline's: there is nothing to control"
+    if not anchored and np.nanmin(wins) == np.nanmax(wins) and np.nanmin(wins) in (0.0, 1.0):
+        return "one side wins outright every time: the length-controlled win rate has nothing to go by"
     return ""
 
 
@@ -176,7 +181,7 @@ def _drawn(
     rng, rates = np.random.default_rng(seed), []
     for _ in range(resamples):
         rows = rng.integers(len(wins), size=len(wins))
-        if _unfit(wins[rows], longer_by[rows]):
+        if _unfit(wins[rows], longer_by[rows], regression.gamed is not None):
             continue
         there = None if difficulty is None else difficulty[rows]
         rates.append(PERCENT * float(regression.fit(wins[rows], longer_by[rows], there, penalty).expected.mean()))
