@@ -72,7 +72,7 @@ NEEDS = {  # what a recipe must be given
 }
 SMALL = dict.fromkeys(
     ("fusechat_miniature", "fusellm_miniature"), ("recipe.first=some where", "recipe.second=else where")
-)
+) | {"fusechat3_suite": ("recipe.base=a", "recipe.sft=b", "recipe.final=c")}
 
 
 @pytest.mark.parametrize("recipe", options("recipe"))
