@@ -11,6 +11,7 @@ from pathlib import Path
 
 import kit
 import numpy as np
+import openai_server
 import pytest
 import stories
 from canned import canned
@@ -188,6 +189,7 @@ def test_answers_are_asked_once(asked, tmp_path, monkeypatch):
     monkeypatch.setattr("fuserl.sources.transformers.load_policy", refuse)
     assert results.read(asked("miniature", more=more) / "miniature") == before
     regraded = ("benchmarks.miniature.measure._target_=fuserl.evaluation.benchmarks.verifiable.accuracy",
+                "~benchmarks.miniature.measure.name",
                 "benchmarks.miniature.graders.own.right_at=1")  # fmt: skip
     again = results.read(asked("miniature", more=(*more, *regraded)) / "miniature")
     assert again.numbers[0].name == "accuracy"
@@ -267,7 +269,28 @@ def test_texts_of_questions_fill_no_blank():
         readers.gsm8k({"id": "a", "question": "2?", "answer": "#### 1"}, form="{{nothing}}")
 
 
-OFFLINE = ("gsm8k", "math", "humaneval", "mbpp", "ifeval", "miniature")
+def test_a_judge_of_chinese_answers(tmp_path, monkeypatch):
+    """Over HTTP; a reply without one rating is a missing verdict, not a low one."""
+    rows = [
+        {"question_id": n, "category": "数学", "question": f"{n} 加 1？", "reference": str(n + 1)} for n in range(4)
+    ]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+    def says(body):
+        text = body["messages"][-1]["content"]
+        return ("Rating: [[3]]" if "0 加" in text else "很好" if "1 加" in text else "Rating: [[9]]"), "stop", 1, 1
+
+    monkeypatch.setattr(openai_server, "answer_to", says)
+    with openai_server.Server() as server:
+        cfg = compose("evaluate", ["model=x", "benchmark=alignbench", f"benchmarks.alignbench.questions.path={file}",
+                                   f"benchmarks.alignbench.graders.judge.engine.url={server.url}"])  # fmt: skip
+        result = canned(cfg, "alignbench", tmp_path / "work", {row["question"]: "[[10]]" for row in rows})
+    assert result.numbers[0].value == pytest.approx((3 + 9 + 9) / 3)
+    assert result.counts["unknown"] == 1
+
+
+OFFLINE = ("gsm8k", "math", "humaneval", "mbpp", "ifeval", "miniature", "alignbench")
 
 
 @pytest.mark.parametrize("name", OFFLINE)

@@ -141,9 +141,17 @@ def _run(name: str, chosen: Chosen, work: Worker) -> Result:
     found = chosen.benchmark.run(work)
     made = {key: sorted(values) for key, values in work.model.told.items()}
     about = {"model": work.source.content or work.source.path, "date": datetime.now(UTC).date().isoformat()} | made
+    if chosen.graders:
+        about["graders"] = {key: _grader(node) for key, node in chosen.graders.items()}
     result = replace(found, about=about | dict(found.about))
     results.write(work.folder, result, made_from)
     return result
+
+
+def _grader(node: Mapping[str, Any]) -> str:
+    """A grader in a few words: what it is, and the model that judges, where one does."""
+    path = (node.get("source") or {}).get("path") or node.get("path") or ""
+    return f"{str(node.get('_target_', '')).rpartition('.')[2]} {path}".strip()
 
 
 def _decisive(node: Any) -> Any:

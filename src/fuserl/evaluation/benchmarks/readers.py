@@ -85,6 +85,13 @@ def ifeval(row: Row) -> PromptGroup:
     return PromptGroup(f"ifeval-{row['key']}", (Message("user", _text(row, "prompt")),), (), "instruction", None, extra)
 
 
+def alignbench(row: Row) -> PromptGroup:
+    """`question_id`, `question`, `reference`, `category`."""
+    asked, extra = _text(row, "question").strip(), {"category": str(row.get("category") or "")}
+    prompt = (Message("user", asked),)
+    return PromptGroup(f"alignbench-{row['question_id']}", prompt, (), "chinese", _text(row, "reference"), extra)
+
+
 def own(row: Row) -> PromptGroup:
     """A row of any data set of ours, with or without responses: `prompt`, and what graders need beside it."""
     result = group_of(dict(row) | {"responses": []}, skip=False, fallback_id=_by_prompt, needs=Needs(responses=False))

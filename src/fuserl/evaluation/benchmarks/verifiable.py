@@ -114,14 +114,18 @@ def accuracy(groups: Sequence[PromptGroup]) -> list[Number]:
     return [share_of([sum(known) / len(known) for known in map(_known, groups) if known], "accuracy")]
 
 
-def mean_reward(groups: Sequence[PromptGroup]) -> list[Number]:
-    """Mean reward of the answers, in the grader's units: the mean over prompts of the mean over samples."""
+def mean_reward(groups: Sequence[PromptGroup], *, name: str) -> list[Number]:
+    """Mean reward of the answers, in the grader's units: the mean over prompts of the mean over samples.
+
+    Args:
+        name: what tables call it.
+    """
     rewards = [[r.reward for r in group.responses if r.reward is not None] for group in groups]
     means = [sum(found) / len(found) for found in rewards if found]
     if not means:
-        return [Number("reward", None)]
+        return [Number(name, None)]
     found = bootstrap(np.array(means))
-    return [Number("reward", found.mean, found.low, found.high, "prompts, bootstrap")]
+    return [Number(name, found.mean, found.low, found.high, "prompts, bootstrap")]
 
 
 def pass_at(groups: Sequence[PromptGroup], *, k: Sequence[int]) -> list[Number]:
