@@ -67,7 +67,7 @@ def test_the_commands_of_the_page(place):
     with Server() as server:
         for line in commands:
             verb, overrides = overrides_of(line.replace("http://localhost:8000/v1", server.url))
-            run_verb(verb, overrides)
+            run_verb(verb, [*overrides, "benchmarks.alpaca_eval.length_control.resamples=20"])
         assert {call.body["model"] for call in server.calls} == {"org/judge"}
         assert len(server.calls) == 6
     judged, again, local = map(result, ("judged", "again", "local"))

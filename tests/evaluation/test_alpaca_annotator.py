@@ -10,7 +10,7 @@ from typing import Any
 import openai_server
 import pytest
 from alpaca_kit import evaluated, numbers, offline, world  # noqa: F401
-from openai_server import Server, drawn
+from openai_server import Server, drawn, first
 
 from fuserl.errors import FuserlError
 from fuserl.evaluation.benchmarks.alpaca_package import alpaca, quiet
@@ -96,12 +96,13 @@ def test_the_verdict_is_the_judges_whatever_the_order_and_nothing_is_asked_twice
     )
 
 
-@pytest.mark.parametrize("rate", [0.5])
-def test_late_wrong_and_half_answers_change_no_verdict(tmp_path, wins, rate):
+@pytest.mark.parametrize("script", [drawn(0.5, at_most=3), first("hang", "torn", "malformed")], ids=["drawn", "late"])
+def test_late_wrong_and_half_answers_change_no_verdict(tmp_path, wins, script):
     with Server() as server:
         plain = asking(tmp_path / "plain", server)
-    with Server(drawn(rate, at_most=3), slow=0.05) as server:
-        result = asking(tmp_path / "faults", server, f"{B}.graders.annotator.engine.attempts=12")
+    with Server(script, slow=0.05) as server:
+        engine = f"{B}.graders.annotator.engine"
+        result = asking(tmp_path / "faults", server, f"{engine}.attempts=12", f"{engine}.timeout=0.5")
         assert len(server.calls) > 8
     assert result["numbers"] == plain["numbers"]
 
@@ -133,6 +134,41 @@ def test_words_that_name_no_answer_are_unknown(tmp_path, wins, monkeypatch):
     known = [0.8 if won else 0.2 for asked, won in wins.items() if asked not in ("question 1", "question 4")]
     assert result["counts"]["unknown"] == 2
     assert numbers(result)["win_rate"] == pytest.approx(100 * sum(known) / 6)
+
+
+def test_a_probability_that_is_no_number_is_a_failure(tmp_path, wins, monkeypatch):
+    plain = openai_server.completion
+
+    def completion(body):
+        good = plain(body)
+        if '"""question 1"""' in body["messages"][-1]["content"]:
+            good["choices"][0]["logprobs"]["content"][0]["top_logprobs"][0]["logprob"] = float("nan")
+        return good
+
+    monkeypatch.setattr(openai_server, "completion", completion)
+    more = (f"{B}.graders.annotator.config=alpaca_eval_clf_gpt4_turbo", f"{B}.graders.annotator.engine.attempts=2")
+    with Server() as server, pytest.raises(FuserlError, match="1 answers got no score"):
+        asking(tmp_path, server, *more)
+
+
+WORDS = (
+    "", "m or M", "{", "[]", "null", '"m"', "[" * 5000, "\x00", '{"ordered_models": "m"}', '{"ordered_models": []}',
+    '{"ordered_models": [{"model": "m", "rank": 3}]}', '{"ordered_models": [{"model": "m", "rank": true}]}',
+    '{"concise_explanation": 5, "ordered_models": [{"model": "m", "rank": 1}, {"model": "M", "rank": 1}]}',
+    '{"concise_explanation": 5, "ordered_models": [{"model": "m", "rank": 1}, {"model": "M", "rank": 9}]}',
+    "[{'model': 'model_1', 'rank': 1.5}]", "9 9 9", "seven three",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "config", [WEIGHTED, "alpaca_eval_cot_gpt4_turbo_fn", "alpaca_eval_gpt4", "lmsys_gpt4", "gpt4"]
+)
+def test_whatever_a_judge_says_is_a_preference_or_unknown(config):
+    template = template_of(config, 0)
+    for words in WORDS:
+        for told in (None, {"content": None}, {"content": [{"top_logprobs": [{"token": "m", "logprob": "x"}]}]}):
+            found = template.read("q", "base", "model", words, {"text": words, "logprobs": told})
+            assert found is None or found in (1.0, 2.0)
 
 
 INJECTED = (
@@ -243,6 +279,15 @@ def test_annotators_that_cannot_be_asked_are_told_before_the_model_is(tmp_path, 
             tmp_path / "out", "annotator", *world(tmp_path, ANSWERS, BASELINE),
             f"{B}.graders.annotator.config={config}", f"{B}.graders.annotator.engine.url=http://localhost:1/v1",
         )  # fmt: skip
+    assert not (tmp_path / "asked").exists()
+
+
+def test_a_judge_needs_a_server(tmp_path):
+    engine = f"engine@{B}.graders.annotator.engine"
+    with pytest.raises(FuserlError, match="through a server of chat completions"):
+        evaluated(tmp_path / "out", "annotator", *world(tmp_path, ANSWERS, BASELINE), f"{engine}=transformers")
+    with pytest.raises(FuserlError, match="no server is given"):
+        evaluated(tmp_path / "out", "annotator", *world(tmp_path, ANSWERS, BASELINE), f"{engine}=openai")
     assert not (tmp_path / "asked").exists()
 
 

@@ -147,6 +147,15 @@ def longer(prompt, answer, reference):
     return len(answer)
 
 
+@pytest.mark.parametrize("setting", ["baseline.path", "length_control.instruction_difficulty", "questions.path"])
+def test_without_a_network_the_file_to_give_is_told(tmp_path, setting):
+    overrides = [*world(tmp_path, ANSWERS, BASELINE), f"{B}.{setting}=hf://datasets/nobody/nothing/file.json"]
+    with pytest.raises(FuserlError, match="cannot be loaded") as caught:
+        evaluated(tmp_path / "out", "reward_model", *overrides, *LOCAL)
+    assert f"{setting}=FILE" in caught.value.hint
+    assert not (tmp_path / "asked").exists()
+
+
 LOCAL = ("reward@benchmarks.alpaca_eval.graders.local=function", f"{B}.graders.local.path=test_alpaca_eval.longer")
 
 

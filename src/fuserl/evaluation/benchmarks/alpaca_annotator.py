@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -45,7 +45,7 @@ class Annotator:
     """
 
     def __init__(
-        self, *, name: str, config: str | Mapping[str, Any], model: str | None, engine: OpenAIEngine, seed: int
+        self, *, name: str, config: str | Mapping[str, Any], model: str | None, engine: Callable[..., Any], seed: int
     ) -> None:
         self.name, self.seed = name, seed
         if not isinstance(engine, OpenAIEngine):

@@ -29,18 +29,27 @@ class JudgeWire(Wire):
             words = {"message": {"role": "assistant", "content": called}, "finish_reason": "stop"}
             content = json.dumps({**json.loads(content), "choices": [words]}).encode()
         answer = super().read(request, content)
-        if isinstance(answer, Failure) or choice is None:
+        if isinstance(answer, Failure):
             return answer
+        if choice is None:
+            return Failure(request.key, "the server's answer holds a probability that is no number", passing=True)
         kept = {"index": 0, "text": answer.text, "logprobs": choice.get("logprobs")}
         return replace(answer, extra={**answer.extra, "choice": kept})
 
     def _choice(self, content: bytes) -> dict[str, Any] | None:
-        """The first choice without the key; None where there is none."""
+        """The first choice without the key; None where there is none, or one with NaN: comparing it would say something."""
         try:
-            choice = json.loads(self.key.hidden(content.decode()))["choices"][0]
+            choice = json.loads(self.key.hidden(content.decode()), parse_constant=_limit)["choices"][0]
         except (ValueError, LookupError, TypeError, RecursionError):
             return None
         return choice if isinstance(choice, dict) else None
+
+
+def _limit(constant: str) -> float:
+    """Minus infinity is the log of 0; NaN and plus infinity are nothing's."""
+    if constant != "-Infinity":
+        raise ValueError(constant)
+    return float("-inf")
 
 
 def _called(message: Any) -> str | None:
