@@ -48,7 +48,7 @@ def compare(cfg: DictConfig) -> Path:
     heat = _heat(given["heat"], methods)
 
     comparison = compared(methods, metric, baseline)
-    told = published_rows(_texts(given["published"], "published"))
+    told = published_rows(_texts(given["papers"], "papers"))
     benchmarks = table_of(comparison.runs_by_label, told)
     folder = _folder(given, runs)
     write_table(folder / "table.csv", comparison)

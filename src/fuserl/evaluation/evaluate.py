@@ -12,7 +12,7 @@ from fuserl.evaluation.suite import suite
 from fuserl.settings import plain
 
 OF_BENCHMARKS = ("benchmark", "benchmarks", "decoding", "engine", "context", "system", "on_failure", "give_up",
-                 "trust_remote_code", "train_data", "published", "wandb")  # fmt: skip
+                 "trust_remote_code", "train_data", "papers", "wandb")  # fmt: skip
 
 
 def evaluate(cfg: DictConfig) -> Path:

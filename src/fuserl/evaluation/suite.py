@@ -62,7 +62,7 @@ def suite(given: dict[str, Any], place: Place) -> Path:
         )
     chosen = {name: _chosen(name, node) for name, node in given["benchmarks"].items()}
     start = engine_of(given["engine"], None, "engine")
-    told = published_rows(given["published"])
+    told = published_rows(given["papers"])
     for one in chosen.values():
         next(iter(one.benchmark.texts()), None)  # questions that cannot be read are told before anything is asked
     source = _source(given, place)

@@ -10,6 +10,7 @@ from rich.text import Text as TerminalText
 
 from fuserl.evaluation.benchmarks.protocol import Number, Result
 from fuserl.evaluation.benchmarks.results import AVERAGE, average, heads
+from fuserl.evaluation.published import published
 
 
 class Row(NamedTuple):
@@ -20,9 +21,10 @@ class Row(NamedTuple):
     published: bool  # somebody else's numbers
 
 
-def rows_of(ours: Sequence[Row], published: Sequence[Row] = ()) -> list[Row]:
-    """Ours with their averages, then published ones."""
-    return [*map(_with_average, ours), *published]
+def rows_of(ours: Sequence[Row], theirs: Sequence[Row] = ()) -> list[Row]:
+    """Ours with their averages, then published ones, averaged over the benchmarks that ours have."""
+    names = columns_of(ours)
+    return [*(_with_average(row, list(row.cells)) for row in ours), *(_with_average(row, names) for row in theirs)]
 
 
 def row_of(label: str, found: Mapping[str, Result]) -> Row:
@@ -58,21 +60,33 @@ def heading(name: str, rows: Sequence[Row]) -> str:
 
 
 def for_terminal(rows: Sequence[Row]) -> TerminalTable:
-    """A row a benchmark, a column a model: models are few, benchmarks are many."""
+    """What there is more of, benchmarks or models, goes down; what there is less of goes across."""
+    names = columns_of(rows)
+    labels = [row.label + (" (published)" if row.published else "") for row in rows]
+    cells = [[told(row.cells.get(name)) for name in names] for row in rows]
+    down, across, first = [heading(name, rows) for name in names], labels, "benchmark"
+    if len(labels) > len(names):
+        down, across, first = across, down, "model"
+    else:
+        cells = list(map(list, zip(*cells, strict=True)))
     table = TerminalTable(title="benchmarks", title_justify="left")
-    table.add_column("benchmark")
-    for row in rows:
-        table.add_column(TerminalText(row.label + (" (published)" if row.published else "")), justify="right")
-    for name in columns_of(rows):
-        table.add_row(TerminalText(heading(name, rows)), *(TerminalText(told(row.cells.get(name))) for row in rows))
+    table.add_column(first)
+    for name in across:
+        table.add_column(TerminalText(name), justify="right")
+    for name, line in zip(down, cells, strict=True):
+        table.add_row(TerminalText(name), *map(TerminalText, line))
     return table
 
 
-def _with_average(row: Row) -> Row:
-    mean = average(row.cells.values())
+def _with_average(row: Row, names: Sequence[str]) -> Row:
+    mean = average([row.cells.get(name) for name in names])
     return row._replace(cells={**row.cells, AVERAGE: mean}) if mean else row
 
 
 def published_rows(names: Sequence[str]) -> list[Row]:
-    """See `published.published`."""
-    return []
+    """Rows of papers.
+
+    Raises:
+        FuserlError: there is no such row.
+    """
+    return [Row(f"{row.title}: {row.label}", row.cells, True) for row in published(names)]
