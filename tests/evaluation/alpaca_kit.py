@@ -13,7 +13,7 @@ import kit
 import pytest
 
 from fuserl.cli import run_verb
-from fuserl.sources.protocol import Answer, Request
+from fuserl.sources.protocol import Answer, Failure, Request
 from fuserl.sources.source import Source
 
 FIXTURES = kit.ROOT.parent / "shared" / "data" / "alpaca_eval_fixtures"
@@ -28,11 +28,14 @@ class Canned:
     def __init__(self, source: Source, *, file: str, asked: str, **_: Any) -> None:
         self.said, self.asked = json.loads(Path(file).read_text()), Path(asked)
 
-    def answer(self, requests: Iterable[Request]) -> Iterator[Answer]:
+    def answer(self, requests: Iterable[Request]) -> Iterator[Answer | Failure]:
         for request in requests:
             with self.asked.open("a") as log:
                 log.write(request.key + "\n")
             text = self.said[request.messages[-1].content]
+            if text == "too long":
+                yield Failure(request.key, "the prompt is too long", passing=False)
+                continue
             yield Answer(request.key, text, "length" if text == "cut" else "stop", 1, len(text.split()), {})
 
     def close(self) -> None:

@@ -186,6 +186,16 @@ def test_a_local_judge_is_always_called_one_and_asks_nobody_twice(tmp_path):
     assert numbers(third)["win_rate"] == pytest.approx(numbers(again)["local_judge_win_rate"], abs=1e-9)
 
 
+def test_a_question_that_the_model_cannot_answer_is_unknown_if_it_may_be_left_out(tmp_path):
+    overrides = [*world(tmp_path, ANSWERS | {"question 6": "too long"}, BASELINE), *LOCAL]
+    with pytest.raises(FuserlError, match="did not come"):
+        evaluated(tmp_path / "out", "reward_model", *overrides)
+    result = evaluated(tmp_path / "out", "reward_model", *overrides, "on_failure=leave_out")
+    assert result["counts"] == {"prompts": 12, "answers": 11, "unknown": 1, "unfinished": 0}
+    wins = [float(len(said) > 27) for asked, said in ANSWERS.items() if asked != "question 6"]
+    assert numbers(result)["local_judge_win_rate"] == pytest.approx(100 * sum(wins) / 11)
+
+
 def test_a_tiny_reward_model_judges_and_an_empty_answer_is_unknown(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(kit.ROOT / "tests" / "rewards"))
     import tiny_rewards
