@@ -5,18 +5,31 @@ from __future__ import annotations
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Int64
 
-from fuserl.curation.eval_sets import EvalSet
 from fuserl.curation.shingles import Hashes, Runs, batches, hashed_words, runs
 from fuserl.curation.texts import digest, normalised, words
 
 COMMON = 20  # evaluation texts of a set, or prompts, in which a run must stand at least to be a template's
 
 Numbers = Int64[np.ndarray, " _"]
+
+
+@runtime_checkable
+class Texts(Protocol):
+    """Evaluation texts, from a file (`eval_sets.EvalSet`) or from memory."""
+
+    @property
+    def name(self) -> str:
+        """Of the set."""
+        ...
+
+    def texts(self) -> Iterator[tuple[str, str]]:
+        """(id, text); an id may come again."""
+        ...
 
 
 class Item(NamedTuple):
@@ -56,7 +69,7 @@ class Index:
         shortest: texts of at least so many words are found inside longer ones; even shorter ones must be all there is.
     """
 
-    def __init__(self, sets: Iterable[EvalSet], length: int, shortest: int) -> None:
+    def __init__(self, sets: Iterable[Texts], length: int, shortest: int) -> None:
         self.items: list[Item] = []
         self.per_set: Counter[str] = Counter()
         found: list[Hashes] = []

@@ -124,7 +124,7 @@ def problem(row: Row, *, script: str, function: str) -> PromptGroup:
     return group
 
 
-def tests(group: PromptGroup) -> Tests | None:
+def all_tests(group: PromptGroup) -> Tests | None:
     """The problem's public and hidden tests; None where they cannot be read."""
     try:
         return _tests_of(group)
