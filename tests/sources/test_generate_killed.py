@@ -34,7 +34,7 @@ def nursery(tmp_path):
         "fuserl.sources.endpoint",
         "pyarrow.parquet",
         "answering",
-        paths=[Path(__file__).parent],
+        paths=[Path(__file__).parents[1]],
     )
     yield nursery
     nursery.close()
@@ -118,7 +118,7 @@ def test_the_command_itself_killed_and_run_again(tmp_path):
     (tmp_path / "prompts.jsonl").write_text("".join(json.dumps({"prompt": f"{n}?"}) + "\n" for n in range(30)))
     engine = ["engine._target_=answering.AnsweringEngine", "+engine.log=log"]
     command = [sys.executable, "-m", "fuserl", "generate", *TWO, *engine, "output=out"]
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
     for blow in (signal.SIGKILL, signal.SIGINT):
         slowly = [*command, "+engine.seconds=0.5"]  # so that it is still at work when the blow falls
         running = subprocess.Popen(
