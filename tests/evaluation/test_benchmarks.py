@@ -228,6 +228,29 @@ def test_a_run_keeps_its_evaluation_beside_its_model_and_its_recipe_shows_it(ask
     assert repr(value) in table
 
 
+def test_questions_of_the_training_data_are_left_out_beside(asked, tmp_path):
+    """Three of twelve questions stand in the data: named, counted, and the mean over the other nine stands beside."""
+    rows = [json.loads(line) for line in gzip.open(TARGET.parent / "data" / "test.jsonl.gz", "rt")][:12]
+    data = tmp_path / "data.jsonl"
+    data.write_text("".join(json.dumps({"prompt": row["prompt"], "responses": []}) + "\n" for row in rows[:3]))
+    more = ("benchmarks.miniature.questions.limit=12", f"train_data={data}")
+    folder = asked("miniature", more=more)
+    result = results.read(folder / "miniature")
+    held = {row["prompt_id"] for row in rows[:3]}
+    clean = [row.score for row in results.graded(folder / "miniature") if row.prompt_id not in held]
+    number = next(one for one in result.numbers if one.name == "clean_reward")
+    assert result.counts["contaminated"] == 3
+    assert number.value == pytest.approx(np.mean(clean))
+    assert number.value != result.numbers[0].value
+    assert any("3 of 12 questions" in note for note in result.notes)
+    data.write_text(json.dumps({"prompt": "nothing of the kind", "responses": []}) + "\n")
+    again = results.read(asked("miniature", more=more) / "miniature")
+    assert again.counts["contaminated"] == 0
+    assert [one.name for one in again.numbers] == ["reward"]
+    with pytest.raises(FuserlError, match="no such file"):
+        asked("miniature", more=("train_data=nowhere.jsonl",))
+
+
 def test_wandb_gets_numbers_and_answers(asked, tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     more = ("benchmarks.miniature.questions.limit=3", "wandb.project=tried")

@@ -16,14 +16,19 @@ import fuserl
 from fuserl import settings
 from fuserl.errors import FuserlError
 from fuserl.evaluation.benchmarks import results
+from fuserl.evaluation.benchmarks.clean import without
+from fuserl.evaluation.benchmarks.contamination import overlaps, rule_settings
 from fuserl.evaluation.benchmarks.protocol import Benchmark, Result
 from fuserl.evaluation.benchmarks.work import Model, Worker
 from fuserl.evaluation.places import EVALUATION, Place
 from fuserl.evaluation.story import write_story
 from fuserl.evaluation.suite_table import for_terminal, published_rows, row_of, rows_of
 from fuserl.evaluation.wandb_table import log
+from fuserl.records.formats import read_groups
+from fuserl.records.inputs import content_digest
 from fuserl.records.journal import locked
 from fuserl.records.manifest import write_text_atomically
+from fuserl.records.rows import Needs
 from fuserl.rewards.made import made
 from fuserl.sources.chosen import engine_of
 from fuserl.sources.source import Source, content_of, source_of
@@ -63,6 +68,8 @@ def suite(given: dict[str, Any], place: Place) -> Path:
     chosen = {name: _chosen(name, node) for name, node in given["benchmarks"].items()}
     start = engine_of(given["engine"], None, "engine")
     told = published_rows(given["papers"])
+    if given["train_data"]:
+        next(read_groups(given["train_data"], needs=Needs(responses=False)))
     for one in chosen.values():
         next(iter(one.benchmark.texts()), None)  # questions that cannot be read are told before anything is asked
     source = _source(given, place)
@@ -75,6 +82,8 @@ def suite(given: dict[str, Any], place: Place) -> Path:
                 _run(name, one, Worker(name, model, folder / name, one.graders))
         finally:
             model.close()
+        if given["train_data"]:
+            _look_for(chosen, given["train_data"], folder)
         found = results.all_in(folder)
         _write(folder, given, source, found)
     if place.recipe and (page := write_story(place.recipe)):
@@ -146,6 +155,18 @@ def _run(name: str, chosen: Chosen, work: Worker) -> Result:
     result = replace(found, about=about | dict(found.about))
     results.write(work.folder, result, made_from)
     return result
+
+
+def _look_for(chosen: Mapping[str, Chosen], data: str, folder: Path) -> None:
+    """The benchmarks' questions in what the model was trained on; each result gets what was found behind it."""
+    say(f"looking for the questions of {', '.join(chosen)} in {data}")
+    texts = {name: one.benchmark.texts() for name, one in chosen.items()}
+    groups = read_groups(data, needs=Needs(responses=False))
+    digest = content_digest(data, None)[:16]
+    for name, overlap in overlaps(texts, groups, **rule_settings()).items():
+        result = results.read(folder / name)
+        assert result is not None  # it has just been made
+        results.add(folder / name, without(result, results.graded(folder / name), overlap, data, digest))
 
 
 def _grader(node: Mapping[str, Any]) -> str:

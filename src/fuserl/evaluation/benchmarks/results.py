@@ -1,4 +1,4 @@
-"""A benchmark's folder: `result.json`, last, and `graded.jsonl`, one row an answer."""
+"""A benchmark's folder: `graded.jsonl`, one row an answer; `result.json`; `added.json`, what was found out about it later."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fuserl.errors import FuserlError
 from fuserl.evaluation.benchmarks.protocol import Graded, Number, Result
 from fuserl.records.manifest import write_text_atomically
 
-RESULT, GRADED = "result.json", "graded.jsonl"
+RESULT, ADDED, GRADED = "result.json", "added.json", "graded.jsonl"
 AVERAGE = "average"  # over benchmarks
 
 
@@ -25,8 +25,19 @@ def write(folder: Path, result: Result, made_from: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     lines = (json.dumps(asdict(row), ensure_ascii=False, default=str) + "\n" for row in result.answers)
     write_text_atomically(folder / GRADED, "".join(lines))
+    (folder / ADDED).unlink(missing_ok=True)  # it was said of another result
+    _write(folder / RESULT, result, made_from)
+
+
+def add(folder: Path, more: Result) -> None:
+    """Numbers, counts and notes that stand behind those of the result, in the place of what was added before."""
+    kept = json.loads((folder / RESULT).read_text(encoding="utf-8"))
+    _write(folder / ADDED, more, kept["made_from"])
+
+
+def _write(path: Path, result: Result, made_from: str) -> None:
     content = {"made_from": made_from} | {key: value for key, value in asdict(result).items() if key != "answers"}
-    write_text_atomically(folder / RESULT, json.dumps(content, indent=1, ensure_ascii=False, default=str))
+    write_text_atomically(path, json.dumps(content, indent=1, ensure_ascii=False, default=str))
 
 
 def read(folder: Path, made_from: str | None = None) -> Result | None:
@@ -35,7 +46,15 @@ def read(folder: Path, made_from: str | None = None) -> Result | None:
     Raises:
         FuserlError: the file is broken.
     """
-    path = folder / RESULT
+    found = _read(folder / RESULT, made_from)
+    if found is None or not (folder / ADDED).exists():
+        return found
+    more = _read(folder / ADDED, None) or Result((), {}, {})
+    numbers, notes = found.numbers + more.numbers, found.notes + more.notes
+    return Result(numbers, {**found.counts, **more.counts}, {**found.about, **more.about}, (), notes)
+
+
+def _read(path: Path, made_from: str | None) -> Result | None:
     if not path.exists():
         return None
     try:
