@@ -16,10 +16,13 @@ import yaml
 from hydra.utils import instantiate
 
 from fuserl.errors import FuserlError
+from fuserl.evaluation.benchmarks import lm_eval_models
 from fuserl.evaluation.benchmarks.lm_eval import LmEval
+from fuserl.evaluation.benchmarks.lm_eval_models import Kept
 from fuserl.evaluation.benchmarks.lm_eval_results import graded, numbers, roots
 from fuserl.models.generate import sample
 from fuserl.models.load import load_policy, load_tokenizer
+from fuserl.records.journal import Journal
 from fuserl.records.schema import Message
 from fuserl.settings import compose, plain
 from fuserl.sources.protocol import Sampling
@@ -232,6 +235,7 @@ def test_texts_and_identity_know_the_questions_and_the_files(tasks):
     ("overrides", "says", "hint"),
     [
         (["tasks=[leters]"], "no task `leters`", "is it letters"),
+        (["tasks=[]"], "no task is named", "tasks=["),
         (["metric=f1"], "no task here has the metric `f1`", "acc,none"),
         (["include_path=/nowhere"], "no such folder", "task files"),
     ],
@@ -264,6 +268,78 @@ def test_a_missing_package_says_how_to_install_it(tasks, tmp_path, monkeypatch):
     assert "pip install 'fuserl[eval]'" in caught.value.hint
 
 
+NO_SYSTEM = "{% if messages[0].role == 'system' %}{{ raise_exception('none here') }}{% endif %}{% for m in messages %}{{ m.content }}|{% endfor %}"
+
+
+def test_a_system_turn_that_the_template_refuses_is_left_out_and_told(tasks, tmp_path):
+    settings = yaml.safe_load((tasks / "letters.yaml").read_text())
+    (tasks / "letters.yaml").write_text(yaml.safe_dump(settings | {"description": "Sort the letters."}))
+    refusing = Alone(tmp_path / "work", Source("tiny", TARGET, Sampling(1), dtype="float32", chat_template=NO_SYSTEM))
+    result = made(tasks, "letters").run(refusing)
+    assert result.answers[0].prompt == "sort cab:|"
+    assert "3 prompts went without their system turn, which the template refuses" in result.notes
+    taking = replace(refusing, source=replace(refusing.source, chat_template=NO_SYSTEM.partition("endif %}")[2]))
+    told = made(tasks, "letters").run(taking)
+    assert told.answers[0].prompt.startswith("Sort the letters.|")
+    assert not told.notes
+
+
+@dataclass
+class Request:
+    """As lm-eval makes them."""
+
+    args: tuple
+
+
+def test_answers_that_are_drawn_are_asked_anew_and_others_once(tmp_path):
+    drawn, greedy = Request(("a", {"do_sample": True})), Request(("a", {"do_sample": False}))
+    asked = []
+
+    def ask(requests):
+        asked.append(len(requests))
+        for number, one in enumerate(requests):
+            kept.add_partial("generate_until", one.args, f"{one.args[1]['do_sample']} {number}")
+        return [f"{one.args[1]['do_sample']} {number}" for number, one in enumerate(requests)]
+
+    with Journal(tmp_path / "j.jsonl") as journal:
+        kept = Kept(journal, {"model": 1})
+        assert kept.through("generate_until", ask, [drawn, greedy, drawn]) == ["True 0", "False 1", "True 2"]
+        assert kept.through("generate_until", ask, [drawn, greedy, drawn]) == ["True 0", "False 1", "True 1"]
+        assert kept.through("generate_until", ask, [greedy]) == ["False 1"]
+        assert Kept(journal, {"model": 2}).through("generate_until", lambda requests: ["new"], [greedy]) == ["new"]
+        assert kept.through("loglikelihood", lambda requests: [(-1.5, True)], [Request(("a", "b"))]) == [(-1.5, True)]
+    assert asked == [3, 2]
+    assert len(journal) == 1
+
+
+def test_vllm_gets_the_source_and_no_remote_code(monkeypatch, tmp_path):
+    got = {}
+
+    class Model:
+        def __init__(self, **settings):
+            if settings.get("dies"):
+                raise RuntimeError("no GPU\nhere")
+            got.update(settings)
+
+        def set_cache_hook(self, hook):
+            self.cache_hook = hook
+
+    monkeypatch.setattr(lm_eval_models, "_class", lambda module, name: Model)
+    source = Source("s", TARGET, Sampling(1), revision="abc", dtype="bfloat16", context=99)
+    with Journal(tmp_path / "j.jsonl") as journal:
+        kept = Kept(journal, {})
+        model = lm_eval_models.vllm_model(
+            source, lm_eval_models.template_of(source, True), kept, options={"max_num_seqs": 3}
+        )
+        assert model.cache_hook is kept
+        with pytest.raises(FuserlError, match=r"cannot start vLLM \(no GPU\)"):
+            lm_eval_models.vllm_model(source, model.template, kept, options={"dies": True})
+    assert got == {
+        "pretrained": TARGET, "revision": "abc", "tokenizer_revision": "abc", "dtype": "bfloat16", "trust_remote_code": False,
+        "max_model_len": 99, "load_format": "safetensors", "max_num_seqs": 3,
+    }  # fmt: skip
+
+
 def test_a_metric_without_error_has_no_interval_and_less_can_be_better():
     found = {
         "results": {"a": {"ppl,none": 8.0, "ppl_stderr,none": "N/A", "alias": "a", "sample_len": 2}, "g": {"alias": "g"}},
@@ -294,10 +370,12 @@ def test_the_suites_tasks_are_there_with_their_metrics(name, bundled):
 
 @pytest.fixture(scope="module")
 def bundled() -> Any:
-    """lm-eval's own index; no questions."""
+    """A part of lm-eval's own index; no questions."""
     from lm_eval.tasks import TaskManager
 
-    return TaskManager()
+    folder = Path(lm_eval.__file__).parent / "tasks"
+    parts = [folder / name for name in ("mmlu", "mmlu_pro", "mmlu-redux", "gpqa")]
+    return TaskManager(include_path=parts, include_defaults=False)
 
 
 def yaml_of(manager: Any, name: str) -> dict[str, Any]:

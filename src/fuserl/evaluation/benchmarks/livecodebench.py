@@ -13,9 +13,10 @@ import binascii
 import json
 import pickletools
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from itertools import islice
 from typing import Any
 
 from fuserl.errors import FuserlError
@@ -62,18 +63,11 @@ class Kept(Questions):
             FuserlError: they cannot be found, a row is not as it must be, two have one id, or none is kept.
         """
         found: dict[str, PromptGroup] = {}
-        for path in (self.path, *self.also):
-            for where, row in rows(path, self.subset, self.split, self.revision):
-                if self.limit is not None and len(found) >= self.limit:
-                    break
-                if not self._takes(where, row):
-                    continue
-                group = self._read(where, row)
-                if group.id in found:
-                    raise FuserlError(
-                        f"the id `{group.id}` appears twice", where=where, hint="take one file out of `also`"
-                    )
-                found[group.id] = group
+        for where, row in islice(self._taken(), self.limit):
+            group = self._read(where, row)
+            if group.id in found:
+                raise FuserlError(f"the id `{group.id}` appears twice", where=where, hint="take one file out of `also`")
+            found[group.id] = group
         if not found:
             raise FuserlError(
                 "no question is kept",
@@ -82,13 +76,20 @@ class Kept(Questions):
             )
         return list(found.values())
 
-    def _takes(self, where: str, row: Row) -> bool:
-        try:
-            return self.keep is None or self.keep(row)
-        except (KeyError, TypeError, ValueError) as error:
-            raise FuserlError(
-                f"the row cannot be dated ({error!r})", where=where, hint="`questions.keep` reads another column"
-            ) from error
+    def _taken(self) -> Iterator[tuple[str, Row]]:
+        """(where, row) of those that are kept; a file is opened when the ones before it are read."""
+        for path in (self.path, *self.also):
+            for where, row in rows(path, self.subset, self.split, self.revision):
+                try:
+                    taken = self.keep is None or self.keep(row)
+                except (KeyError, TypeError, ValueError) as error:
+                    raise FuserlError(
+                        f"the row cannot be dated ({error!r})",
+                        where=where,
+                        hint="`questions.keep` reads another column",
+                    ) from error
+                if taken:
+                    yield where, row
 
 
 def within(row: Row, *, first: str, last: str, column: str) -> bool:

@@ -132,6 +132,8 @@ class LmEval:
                 where=f"`benchmark={self.name}`",
                 hint="pip install 'fuserl[eval]'",
             ) from error
+        if not self.tasks:
+            raise FuserlError("no task is named", where=self._where, hint="as in tasks=[arc_challenge,hellaswag]")
         self._own_files()
         manager = TaskManager(include_path=self.include_path, include_defaults=self.bundled)
         if unknown := [name for name in self.tasks if name not in manager.all_tasks]:
