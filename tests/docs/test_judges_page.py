@@ -53,7 +53,12 @@ def test_the_commands_of_the_page(place, monkeypatch):
             found[re.findall(r"output=(\w+)", command)[0], re.findall(r"benchmark=(\w+)", command)[0]] = (
                 len(server.calls) - before
             )
-    assert found == {("evaluated", "arena_hard"): 3 + 6, ("counted", "arena_hard"): 0, ("evaluated", "mt_bench"): 4 + 4}
+    assert found == {
+        ("evaluated", "arena_hard"): 3 + 6,
+        ("counted", "arena_hard"): 0,
+        ("evaluated", "mt_bench"): 4 + 4,
+        ("counted", "mt_bench"): 0,
+    }
     told, counted, turns = (
         {number["name"]: number for number in json.loads((place / folder / "result.json").read_text())["numbers"]}
         for folder in ("evaluated/arena_hard", "counted/arena_hard", "evaluated/mt_bench")

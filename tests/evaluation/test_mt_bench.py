@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import kit
@@ -11,7 +12,8 @@ from judge_kit import JUDGE, MODEL, between, lines, people, run, values
 from openai_server import Server, drawn
 
 from fuserl.errors import FuserlError
-from fuserl.evaluation.benchmarks.mt_bench import gold_in, question
+from fuserl.evaluation.benchmarks.mt_bench import question
+from fuserl.evaluation.benchmarks.mt_files import gold_in
 from fuserl.evaluation.benchmarks.questions import Questions
 from fuserl.rewards.turns import TurnJudge
 
@@ -73,6 +75,17 @@ def test_both_turns_are_asked_rated_and_counted(tmp_path, monkeypatch, world):
     assert [one.score for one in graded] == every.mean(axis=1).tolist()
     assert graded[2].detail["ratings"] == every[2].tolist()
     assert (found.about["judge"], len(found.about["judge_template"])) == (JUDGE, 16)
+
+    judgments = tmp_path / "out" / NAME / "model_judgment" / f"{JUDGE}_single.jsonl"
+    read, rows = run(NAME, tmp_path / "read", None, world[0], f"@.judgments={judgments}")
+    assert values(read) == numbers
+    assert (read.counts, read.about["judge"]) == (found.counts, JUDGE)
+    assert [one.score for one in rows] == [one.score for one in graded]
+    written = [
+        json.loads(line) for line in (judgments.parents[1] / f"model_answer/{MODEL}.jsonl").read_text().splitlines()
+    ]
+    assert written[2]["choices"][0]["turns"] == graded[2].detail["answers"]
+    assert (written[2]["question_id"], written[2]["model_id"]) == (2, MODEL)
 
     conversations = [body["messages"] for body in bodies if body["model"] == MODEL and len(body["messages"]) == 3]
     assert {turns[1]["content"] for turns in conversations} == {f"<{ask(n, 1)}>" for n in range(NUM)}
@@ -158,6 +171,30 @@ def test_a_run_that_stops_goes_on_and_asks_nothing_twice(tmp_path, monkeypatch, 
         later = [call.body["model"] for call in server.calls[before:]]
     assert later == [JUDGE] * (2 * NUM - 5)
     assert found.counts["unknown"] == 0
+
+
+def test_judgments_of_fastchat_are_counted_as_its_script_does(tmp_path, world):
+    """The mean over all turns of a model but those with -1; a file may hold many models."""
+    scores = {(0, 1): 9, (0, 2): 8.5, (1, 1): -1, (1, 2): 4, (2, 1): 10}
+    rows = [
+        {"question_id": key, "model": name, "judge": ["gpt-4", "single-v1"], "user_prompt": "", "judgment": "", "score": score, "turn": turn, "tstamp": 1.5}
+        for name, less in ((MODEL, 0), ("other", 1)) for (key, turn), score in ((k, s - less if s > 0 else s) for k, s in scores.items())
+    ]  # fmt: skip
+    path = lines(tmp_path / "gpt-4_single.jsonl", rows)
+    found, graded = run(NAME, tmp_path / "out", None, world[0], f"@.judgments={path}")
+    assert values(found)["score"] == pytest.approx((9 + 8.5 + 4 + 10) / 4)
+    assert (values(found)["score_first_turn"], values(found)["score_second_turn"]) == (9.5, 6.25)
+    assert (found.counts["answers"], found.counts["unknown"], found.counts["unanswered"]) == (5, 1, 2 * NUM - 5)
+    assert [one.score for one in graded[:3]] == [8.75, None, None]
+    assert found.about["judge"] == "gpt-4"
+    for changed, match in (
+        ([row | {"model": "x" + row["model"]} for row in rows], f"nothing of `{MODEL}`, but of xmodel-1, xother"),
+        ([*rows, rows[0] | {"judge": ["gpt-5", ""]}], "judgments by gpt-4, gpt-5"),
+        ([*rows, rows[0]], "rated twice"), ([rows[0] | {"turn": 3}], "no judgment"), ([rows[0] | {"score": "9"}], "no judgment"),
+        ([rows[0] | {"question_id": 999}], "none of the questions"), ([{"question_id": 1}], "no judgment"),
+    ):  # fmt: skip
+        with pytest.raises(FuserlError, match=match):
+            run(NAME, tmp_path / "bad", None, world[0], f"@.judgments={lines(tmp_path / 'bad.jsonl', changed)}")
 
 
 def test_a_second_turn_waits_for_a_first_that_did_not_come(tmp_path, monkeypatch, world):

@@ -6,17 +6,15 @@ are read. What is written has the fields of both, so that scripts of either vers
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from fuserl.errors import FuserlError
+from fuserl.evaluation.benchmarks.judged import file_name, written
 from fuserl.evaluation.benchmarks.questions import rows
 from fuserl.evaluation.benchmarks.style import Style
-from fuserl.records.manifest import write_text_atomically
 from fuserl.records.schema import Message, PromptGroup
 from fuserl.rewards.games import verdict_of
 
@@ -167,8 +165,8 @@ def write_answers(folder: Path, answers: Answers, groups: Sequence[PromptGroup],
             "conv_metadata": look,
         }
 
-    path = folder / "model_answer" / f"{_file_name(answers.model)}.jsonl"
-    return _written(path, (row(group) for group in groups if group.id in answers.texts))
+    path = folder / "model_answer" / f"{file_name(answers.model)}.jsonl"
+    return written(path, (row(group) for group in groups if group.id in answers.texts))
 
 
 def write_judgments(folder: Path, judgments: Judgments, groups: Sequence[PromptGroup]) -> Path:
@@ -186,20 +184,9 @@ def write_judgments(folder: Path, judgments: Judgments, groups: Sequence[PromptG
             "games": [{"score": verdict, "judgment": {"answer": said}} for verdict, said in told],
         }
 
-    path = folder / "model_judgment" / _file_name(judgments.judge) / f"{_file_name(judgments.model)}.jsonl"
-    return _written(path, (row(group) for group in groups if group.id in judgments.games))
+    path = folder / "model_judgment" / file_name(judgments.judge) / f"{file_name(judgments.model)}.jsonl"
+    return written(path, (row(group) for group in groups if group.id in judgments.games))
 
 
 def _names(key: str) -> dict[str, str]:
     return {"uid": key, "question_id": key}
-
-
-def _file_name(name: str) -> str:
-    """A name without what leads to another folder."""
-    return re.sub(r"[^\w.\-]", "_", name).lstrip(".") or "_"
-
-
-def _written(path: Path, lines: Iterable[Mapping[str, Any]]) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_text_atomically(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
-    return path

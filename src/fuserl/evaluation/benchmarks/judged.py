@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from fuserl.records.manifest import write_text_atomically
 from fuserl.records.schema import PromptGroup
 from fuserl.rewards.findings import FIELD
 from fuserl.rewards.made import made
@@ -61,3 +65,19 @@ def judge_about(
         "date": " to ".join(dict.fromkeys((dates[0], dates[-1]))) if dates else None,
     }
     return {key: value for key, value in about.items() if value is not None} | {"judge_prompts": node.get("prompts")}
+
+
+def file_name(name: str) -> str:
+    """The name of a model or judge without what leads to another folder.
+
+    >>> file_name("../lab/model-1.5")
+    '_lab_model-1.5'
+    """
+    return re.sub(r"[^\w.\-]", "_", name).lstrip(".") or "_"
+
+
+def written(path: Path, lines: Iterable[Mapping[str, Any]]) -> Path:
+    """JSON lines, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text_atomically(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+    return path

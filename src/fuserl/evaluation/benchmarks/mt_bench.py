@@ -13,8 +13,9 @@ import numpy as np
 
 from fuserl.errors import FuserlError
 from fuserl.evaluation.benchmarks.judged import WITHOUT_AUTHORS, judge_about, ready, sampling_of
+from fuserl.evaluation.benchmarks.mt_files import GOLD, Ratings, gold_in, judgments_in, write_answers, write_judgments
 from fuserl.evaluation.benchmarks.protocol import Graded, Number, Question, Result, Work
-from fuserl.evaluation.benchmarks.questions import Questions, rows
+from fuserl.evaluation.benchmarks.questions import Questions
 from fuserl.records.schema import Message, PromptGroup, Response
 from fuserl.rewards.findings import FIELD
 from fuserl.rewards.turns import REFERENCES
@@ -24,7 +25,6 @@ from fuserl.sources.protocol import Sampling
 OTHERWISE = "otherwise"  # the temperature of categories that have none of their own
 TURNS = "turns"  # of a group's extra: what the user says, in order
 NUM_TURNS = 2
-GOLD = "give FastChat's data/mt_bench/reference_answer/gpt-4.jsonl as `references`"
 PLACES = ("first_turn", "second_turn")
 
 
@@ -42,8 +42,9 @@ class Rated(NamedTuple):
     """A question with its conversation and what was said of it."""
 
     group: PromptGroup
-    answers: tuple[Response, ...]  # of each turn, as far as they came
-    ratings: tuple[float | None, float | None]
+    answers: tuple[Response, ...]  # of each turn, as far as they came and are known
+    ratings: Ratings
+    num_answers: int  # that were rated, or should have been
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,7 @@ class MTBench:
     Args:
         references: a file of gold answers in FastChat's format; None: those in the questions' rows.
         with_reference: categories whose answers are held against gold ones.
+        judgments: a file of judgments in FastChat's format, counted instead of asking anyone; None: model and judge are asked.
         sampling: how answers are drawn, but for the temperature.
         temperatures: by category, `otherwise` for all others.
         resamples: of the questions, for intervals.
@@ -62,6 +64,7 @@ class MTBench:
     questions: Questions
     references: str | None
     with_reference: Sequence[str]
+    judgments: str | None
     sampling: Mapping[str, Any]
     temperatures: Mapping[str, float]
     resamples: int
@@ -80,10 +83,13 @@ class MTBench:
             "sampling": dict(self.sampling),
             "temperatures": dict(self.temperatures),
             "resamples": self.resamples,
+            "judgments": self.judgments and hashlib.sha256(file_of(self.judgments).read_bytes()).hexdigest()[:16],
         }
 
     def run(self, work: Work) -> Result:
         """See `Benchmark`."""
+        if self.judgments is not None:
+            return self._counted(work, self.judgments)
         groups = [self._beside_gold(group) for group in self.questions.groups]
         ready(work.graders)
         first = work.answered([Question(group, self._sampling(group.domain)) for group in groups])
@@ -92,17 +98,32 @@ class MTBench:
         answered = [group for group in [*first, *second] if group.responses]
         graded = {group.id: group for group in (work.scored(answered) if answered else [])}
         rated = [_rated(group, graded) for group in groups]
+        judge = judge_about(work.graders, list(graded.values()), None)
+        _write(work, rated, str(judge.get("judge")))
+        gold = self.references or ("the questions' own" if self._gold else "none")
+        drawn = {"sampling": dict(self.sampling), "temperatures": dict(self.temperatures)}
+        return self._result(rated, {"references": gold, **drawn, **judge}, [])
+
+    def _counted(self, work: Work, path: str) -> Result:
+        """The numbers of a file of judgments."""
+        found = judgments_in(path, work.source.name)
+        rated = []
+        for group in self.questions.groups:
+            turns = found.ratings.get(group.id, {})
+            rated.append(Rated(group, (), (turns.get(1), turns.get(2)), len(turns)))
+        if not any(one.num_answers for one in rated):
+            raise FuserlError(
+                "none of the questions appears in this file", where=path, hint=f"it must be of {self.questions.path}"
+            )
+        about = {"judgments": path, **judge_about({}, [], {"judge": found.judge})}
+        notes = [f"ratings are those of `{found.model}` in {path}: neither model nor judge was asked"]
+        return self._result(rated, about, notes)
+
+    def _result(self, rated: Sequence[Rated], about: Mapping[str, Any], notes: Sequence[str]) -> Result:
         counts = _counts(rated)
-        about = {
-            "questions": self.questions.path,
-            "digest": self.questions.digest,
-            "references": self.references or ("the questions' own" if self._gold else "none"),
-            "sampling": dict(self.sampling),
-            "temperatures": dict(self.temperatures),
-            **judge_about(work.graders, list(graded.values()), None),
-        }
-        answers = [_row(one) for one in rated]
-        return Result(tuple(self._numbers(rated)), counts, about, answers, self._notes(counts, about))
+        told = {"questions": self.questions.path, "digest": self.questions.digest, **about}
+        rows = [_row(one) for one in rated]
+        return Result(tuple(self._numbers(rated)), counts, told, rows, (*self._notes(counts, about), *notes))
 
     @cached_property
     def _gold(self) -> dict[str, list[str]]:
@@ -111,6 +132,8 @@ class MTBench:
         Raises:
             FuserlError: the file cannot be read, or lacks a question of these categories.
         """
+        if self.judgments is not None:
+            return {}
         groups = [group for group in self.questions.groups if group.domain in self.with_reference]
         if self.references is None:
             return {g.id: gold for g in groups if len(gold := list(g.extra.get(REFERENCES, []))) == NUM_TURNS}
@@ -159,7 +182,7 @@ class MTBench:
     def _notes(self, counts: Mapping[str, int], about: Mapping[str, Any]) -> tuple[str, ...]:
         missing = {"unanswered": "answers did not come", "unknown": "answers have no rating"}
         notes = [f"{counts[key]:,} {what}: left out of the means" for key, what in missing.items() if counts[key]]
-        if not about["judge_prompts"]:
+        if self.judgments is None and not about["judge_prompts"]:
             notes.append(WITHOUT_AUTHORS)
         if self._gold and self.references is None:
             lacking = sum(group.domain in self.with_reference for group in self.questions.groups) - len(self._gold)
@@ -168,25 +191,6 @@ class MTBench:
                 + (f"; {lacking:,} questions have none there" if lacking else "")
             )
         return tuple(notes)
-
-
-def gold_in(path: str) -> dict[str, list[str]]:
-    """FastChat's reference_answer/MODEL.jsonl: both turns by question.
-
-    Raises:
-        FuserlError: it cannot be found, or is something else.
-    """
-    found = {}
-    for where, row in rows(str(file_of(path)), None, None, None):
-        try:
-            found[str(row["question_id"])] = [str(turn) for turn in row["choices"][0]["turns"]]
-        except (KeyError, TypeError, IndexError) as error:
-            raise FuserlError(
-                f"the row holds no gold answers ({error!r})",
-                where=where,
-                hint=GOLD,
-            ) from error
-    return found
 
 
 def _second(group: PromptGroup) -> PromptGroup:
@@ -202,13 +206,32 @@ def _second_id(group: PromptGroup) -> str:
 def _rated(group: PromptGroup, graded: Mapping[str, PromptGroup]) -> Rated:
     found = [graded[key].responses[0] if key in graded else None for key in (group.id, _second_id(group))]
     ratings = [None if one is None else one.reward for one in found]
-    return Rated(group, tuple(one for one in found if one is not None), (ratings[0], ratings[1]))
+    answers = tuple(one for one in found if one is not None)
+    return Rated(group, answers, (ratings[0], ratings[1]), len(answers))
+
+
+def _write(work: Work, rated: Sequence[Rated], judge: str) -> None:
+    """What FastChat's own scripts read."""
+    model = work.source.name
+    write_answers(work.folder, model, {one.group.id: [answer.text for answer in one.answers] for one in rated})
+    said = (
+        (one.group.id, turn, one.ratings[turn - 1], _said(answer))
+        for turn in range(1, NUM_TURNS + 1)
+        for one in rated
+        for answer in one.answers[turn - 1 : turn]
+    )
+    write_judgments(work.folder, model, judge, said)
+
+
+def _said(answer: Response) -> str:
+    """The end of what the judge said."""
+    entry = next(iter(answer.extra.get(FIELD, {}).values()), {})
+    return str((entry.get("detail") or {}).get("said") or "")
 
 
 def _row(one: Rated) -> Graded:
     """Both turns as one answer: its score is their mean, unknown where one is."""
     turns = one.group.extra[TURNS]
-    details = [entry.get("detail") or {} for answer in one.answers for entry in answer.extra.get(FIELD, {}).values()]
     ratings = [rating for rating in one.ratings if rating is not None]
     return Graded(
         one.group.id,
@@ -221,18 +244,18 @@ def _row(one: Rated) -> Graded:
             "category": one.group.domain,
             "ratings": list(one.ratings),
             "answers": [answer.text for answer in one.answers],
-            "said": [detail.get("said", "") for detail in details],
+            "said": [_said(answer) for answer in one.answers],
         },
     )
 
 
 def _counts(rated: Sequence[Rated]) -> dict[str, int]:
-    answers = [answer for one in rated for answer in one.answers]
+    number = sum(one.num_answers for one in rated)
     known = sum(rating is not None for one in rated for rating in one.ratings)
     return {
         "prompts": len(rated),
-        "answers": len(answers),
-        "unanswered": NUM_TURNS * len(rated) - len(answers),
-        "unfinished": sum(answer.finish_reason == "length" for answer in answers),
-        "unknown": len(answers) - known,
+        "answers": number,
+        "unanswered": NUM_TURNS * len(rated) - number,
+        "unfinished": sum(answer.finish_reason == "length" for one in rated for answer in one.answers),
+        "unknown": number - known,
     }
