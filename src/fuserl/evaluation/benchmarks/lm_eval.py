@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fuserl.errors import FuserlError
-from fuserl.evaluation.benchmarks.lm_eval_models import Kept, template_of
+from fuserl.evaluation.benchmarks.lm_eval_models import Kept, given_back, template_of
 from fuserl.evaluation.benchmarks.lm_eval_results import graded, numbers, roots, task_hashes
 from fuserl.evaluation.benchmarks.protocol import Result, Work
 from fuserl.records.journal import Journal
@@ -67,6 +67,7 @@ class LmEval:
         with Journal(work.folder / "lm_eval.jsonl") as journal:
             kept = Kept(journal, asked)
             found = self._evaluated(self.backend(work.source, template, kept), work.seed)
+        given_back()
         tops = roots(found)
         counted = sum(found["n-samples"][name]["effective"] for name in found["n-samples"])
         about = {

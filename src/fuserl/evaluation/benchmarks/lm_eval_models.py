@@ -6,14 +6,18 @@ name the model.
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import import_module
 from typing import Any
 
+import torch
 from transformers import GenerationConfig
 
 from fuserl.errors import FuserlError
@@ -131,13 +135,15 @@ def transformers_model(source: Source, template: Template, kept: Kept, *, batch_
     policy.generation_config = GenerationConfig(
         eos_token_id=sorted(template.stop_ids), pad_token_id=tokenizer.pad_token_id, bos_token_id=tokenizer.bos_token_id
     )
-    made = _class("huggingface", "HFLM")(
-        pretrained=on_device(policy, device).eval(),
-        tokenizer=tokenizer,
-        batch_size=batch_size,
-        max_length=context_of(source, policy.config),
-        softmax_dtype="float32",  # log-probabilities of a bfloat16 model have a bfloat16's three digits otherwise
-    )
+    settings = {
+        "pretrained": on_device(policy, device).eval(),
+        "tokenizer": tokenizer,
+        "batch_size": batch_size,
+        "max_length": context_of(source, policy.config),
+        "softmax_dtype": "float32",  # log-probabilities of a bfloat16 model have a bfloat16's three digits otherwise
+    }
+    with _quiet("lm_eval.models.huggingface"):  # it warns of every model that is loaded already
+        made = _class("huggingface", "HFLM")(**settings)
     return _with(made, kept, template)
 
 
@@ -182,6 +188,24 @@ def template_of(source: Source, chat: bool) -> Template:
     return load_template(
         tokenizer, chat_template="text" if bare else source.chat_template, date_string=source.date_string
     )
+
+
+def given_back() -> None:
+    """Free what models that nobody holds any more have left on the GPU, for the engine that comes next."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+@contextmanager
+def _quiet(name: str) -> Iterator[None]:
+    logger = logging.getLogger(name)
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 @cache
