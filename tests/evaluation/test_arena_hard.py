@@ -247,6 +247,10 @@ def test_verdicts_that_did_not_come_stop_the_run_and_the_others_are_kept(tmp_pat
         found, _ = run(NAME, tmp_path / "out", server, *world)
         assert (asked(server, JUDGE), asked(server, MODEL)) == (2, 0)
     assert values(found)["win_rate"] == pytest.approx(expected())
+    with Server(refuses) as server:
+        without, graded = run(NAME, tmp_path / "without", server, *world, "on_failure=leave_out")
+    assert (without.counts["unknown"], without.counts["answers"], graded[2].score) == (1, NUM, None)
+    assert values(without)["win_rate"] > expected(), "a lost question is missing, and said to be"
 
 
 def test_what_is_missing_is_told_before_anything_is_asked(tmp_path, monkeypatch, world):

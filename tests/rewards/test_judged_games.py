@@ -9,6 +9,7 @@ from functools import lru_cache
 from itertools import islice
 from typing import Any
 
+import huggingface_hub
 import pytest
 import yaml
 from hypothesis import given
@@ -20,7 +21,7 @@ from fuserl.rewards.fences import JOINER
 from fuserl.rewards.games import GameJudge, verdict_of
 from fuserl.rewards.protocol import Item
 from fuserl.rewards.turns import MARK, NAMES, NEEDED, TurnJudge
-from fuserl.rewards.wordings import Wording, authors
+from fuserl.rewards.wordings import Wording, authors, file_of
 from fuserl.settings import compose, plain
 from fuserl.sources.protocol import Answer, Failure, Request
 from fuserl.sources.source import Source
@@ -332,6 +333,23 @@ def test_files_that_cannot_be_read(tmp_path):
     ):  # fmt: skip
         with pytest.raises(FuserlError, match=match):
             judge_of(name, Scripted(str), prompts=str(tmp_path / file))
+
+
+def test_files_on_the_hub(tmp_path, monkeypatch):
+    asked = []
+
+    def download(repo: str, name: str, *, repo_type: str) -> str:
+        asked.append((repo, name, repo_type))
+        if repo == "no/where":
+            raise OSError("no network")
+        return str(tmp_path / "here")
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    assert file_of("hf://datasets/a/b/data/c.yaml") == file_of("hf://spaces/a/b/c.jsonl") == tmp_path / "here"
+    assert asked == [("a/b", "data/c.yaml", "dataset"), ("a/b", "c.jsonl", "space")]
+    for path in ("hf://datasets/no/where/x", "hf://datasets/short"):
+        with pytest.raises(FuserlError, match="cannot be loaded from the hub"):
+            file_of(path)
 
 
 def test_a_system_prompt_of_the_source_serves_a_file_without(tmp_path):
