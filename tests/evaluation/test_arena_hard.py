@@ -297,6 +297,11 @@ def test_judgments_of_v0_1_are_counted_as_its_script_does(tmp_path, world):
     assert (found.counts["unanswered"], found.counts["unknown"], found.counts["unread_games"]) == (2, 1, 1)
     assert found.about["judge"] == "gpt-4-1106-preview"
     assert graded[1].score == pytest.approx(100 * 3.5 / 4)
+    answers = lines(
+        tmp_path / "a.jsonl", [{"uid": "u7", "model": "m", "messages": [{"role": "assistant", "content": "x"}]}]
+    )
+    some, _ = run(NAME, tmp_path / "some", None, *world, f"@.judgments={tmp_path / 'j.jsonl'}", f"@.answers={answers}")
+    assert (some.counts["answers"], some.counts["unanswered"], some.counts["unknown"]) == (7, 1, 2)
     halves, _ = run(NAME, tmp_path / "one", None, world[0], f"@.judgments={tmp_path / 'j.jsonl'}", "@.strong=1")
     assert values(halves)["win_rate"] == pytest.approx(100 * np.mean([0, 0, 0.5, 1, 1, 1, 0, 1, 1, 0.5]))
 

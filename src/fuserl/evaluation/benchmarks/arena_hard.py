@@ -273,7 +273,8 @@ def _counts(
     groups: Sequence[PromptGroup], ours: Answers | None, verdicts: Judgments, played: Mapping[str, Played]
 ) -> dict[str, int]:
     responses = [group.responses[0] for group in groups if group.responses]
-    answered = len([group for group in groups if group.id in (ours.texts if ours else verdicts.games)])
+    known = verdicts.games.keys() | (ours.texts.keys() if ours else set())
+    answered = sum(group.id in known for group in groups)
     return {
         "prompts": len(groups),
         "answers": answered,
