@@ -23,6 +23,8 @@ FREE = (
     "logger",
     "trainer.accelerator",
     "trainer.devices",
+    "trainer.nodes",
+    "trainer.strategy",
     "trainer.progress_bar",
     "cache",
 )

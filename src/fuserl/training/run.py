@@ -19,9 +19,8 @@ from fuserl.records.manifest import write_text_atomically
 from fuserl.records.schema import PromptGroup
 from fuserl.settings import plain
 from fuserl.terminal import say
-from fuserl.training import optim
+from fuserl.training import optim, strategies
 from fuserl.training.callbacks.build import Watchers, watchers
-from fuserl.training.checkpoints import AtomicCheckpointIO
 from fuserl.training.datamodule import GroupDataModule
 from fuserl.training.export import export_model
 from fuserl.training.folder import RunFolder, digest
@@ -134,10 +133,7 @@ def _optimizer(cfg: DictConfig, num_steps: int) -> partial:
 def _trainer(cfg: DictConfig, setup: Setup, folder: RunFolder, watching: Watchers, loggers: list) -> L.Trainer:
     plan = setup.prepared.train.plan
     return L.Trainer(
-        accelerator=cfg.trainer.accelerator,
-        devices=cfg.trainer.devices,
-        strategy="ddp" if cfg.trainer.devices > 1 else "auto",
-        precision=cfg.trainer.precision,
+        **strategies.keywords(cfg),
         max_epochs=1,
         max_steps=plan.steps,
         accumulate_grad_batches=plan.packs_per_step,
@@ -149,7 +145,6 @@ def _trainer(cfg: DictConfig, setup: Setup, folder: RunFolder, watching: Watcher
         use_distributed_sampler=False,
         logger=loggers,
         callbacks=watching.callbacks,
-        plugins=[AtomicCheckpointIO()],
         default_root_dir=folder.path,
         enable_progress_bar=cfg.trainer.progress_bar,
         enable_model_summary=False,

@@ -28,6 +28,7 @@ from fuserl.tokens.templates import Template, load_template
 from fuserl.training.datamodule import Split
 from fuserl.training.group_module import Report
 from fuserl.training.prepare import Prepared, prepare, reported_pairs
+from fuserl.training.strategies import Place
 
 PACK_LENGTHS = 8  # on a GPU
 PACK_TOKENS = {"cuda": 16384, "cpu": 4096}  # what `trainer.max_tokens=auto` says; larger packs gain no speed there
@@ -90,7 +91,7 @@ def data_of(cfg: DictConfig, device: str | None = None) -> tuple[Any, Template, 
     template = load_template(tokenizer, chat_template=cfg.target.chat_template, date_string=cfg.target.date_string)
     tokens = PACK_TOKENS[device or device_of(cfg.trainer.accelerator).type]
     cache = Path(cfg.cache).expanduser()
-    return tokenizer, template, prepare(cfg, template, cache, ranks=cfg.trainer.devices, pack_tokens=tokens)
+    return tokenizer, template, prepare(cfg, template, cache, ranks=Place.of(cfg).ranks, pack_tokens=tokens)
 
 
 def _backend(scoring: Scoring) -> str:
