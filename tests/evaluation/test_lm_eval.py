@@ -254,6 +254,31 @@ def test_questions_that_cannot_be_loaded_are_told(tasks, tmp_path):
         next(made(tasks, "letters").texts())
 
 
+def test_a_model_that_stops_in_the_middle_is_told_and_what_it_said_is_kept(tasks, tmp_path, monkeypatch):
+    from lm_eval.models.huggingface import HFLM
+
+    class Died(Exception):
+        """Of an engine; its class is nobody's."""
+
+    def dying(self, kind, request, said, was=Kept.add_partial):
+        was(self, kind, request, said)
+        if len(self.journal) == 5:
+            raise Died("out of\nmemory")
+
+    work = Alone(tmp_path / "work")
+    with monkeypatch.context() as broken:
+        broken.setattr(Kept, "add_partial", dying)
+        with pytest.raises(FuserlError, match=r"lm-eval cannot do it \(Died: out of\)"):
+            made(tasks, "letters").run(work)
+    asked = []
+    was = HFLM._loglikelihood_tokens
+    monkeypatch.setattr(
+        HFLM, "_loglikelihood_tokens", lambda self, some, **kw: asked.append(len(some)) or was(self, some, **kw)
+    )
+    assert made(tasks, "letters").run(work).counts["answers"] == 3
+    assert asked == [7]
+
+
 def test_a_missing_package_says_how_to_install_it(tasks, tmp_path, monkeypatch):
     real = builtins.__import__
 
