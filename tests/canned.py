@@ -21,6 +21,7 @@ class Canned:
 
     answers: Mapping[str, str]
     asked: list[Request] = field(default_factory=list)
+    closed: bool = False
 
     def answer(self, requests: Iterable[Request]) -> Iterator[Answer]:
         """What was written for the prompt."""
@@ -31,6 +32,7 @@ class Canned:
 
     def close(self) -> None:
         """Nothing is held."""
+        self.closed = True
 
 
 def canned(cfg: Any, name: str, folder: Path, answers: Mapping[str, str], engine: Canned | None = None) -> Result:

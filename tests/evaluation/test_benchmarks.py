@@ -14,7 +14,7 @@ import numpy as np
 import openai_server
 import pytest
 import stories
-from canned import canned
+from canned import Canned, canned
 from fake_runs import write_run
 from hypothesis import given
 from hypothesis import strategies as st
@@ -22,9 +22,10 @@ from safetensors.torch import load_file, save_file
 
 import fuserl
 from fuserl.errors import FuserlError
-from fuserl.evaluation.benchmarks import readers, results, verifiable
-from fuserl.evaluation.benchmarks.protocol import Benchmark
+from fuserl.evaluation.benchmarks import readers, results, verifiable, work
+from fuserl.evaluation.benchmarks.protocol import Benchmark, Question
 from fuserl.evaluation.benchmarks.questions import Questions
+from fuserl.evaluation.benchmarks.work import Model, Worker
 from fuserl.evaluation.compare import compare
 from fuserl.evaluation.evaluate import evaluate
 from fuserl.evaluation.runs import read_run
@@ -33,7 +34,9 @@ from fuserl.records.formats import read_groups
 from fuserl.records.journal import Journal
 from fuserl.records.schema import Message, PromptGroup, Response
 from fuserl.rewards.made import made
-from fuserl.settings import compose, config_folder
+from fuserl.settings import compose, config_folder, plain
+from fuserl.sources.protocol import Sampling
+from fuserl.sources.source import Source
 
 TARGET = Path(fuserl.__file__).parent / "miniature" / "target"
 EVAL = kit.shared_data() / "eval"
@@ -230,7 +233,8 @@ def test_a_run_keeps_its_evaluation_beside_its_model_and_its_recipe_shows_it(ask
 
 def test_questions_of_the_training_data_are_left_out_beside(asked, tmp_path):
     """Three of twelve questions stand in the data: named, counted, and the mean over the other nine stands beside."""
-    rows = [json.loads(line) for line in gzip.open(TARGET.parent / "data" / "test.jsonl.gz", "rt")][:12]
+    with gzip.open(TARGET.parent / "data" / "test.jsonl.gz", "rt", encoding="utf-8") as file:
+        rows = [json.loads(line) for line in file][:12]
     data = tmp_path / "data.jsonl"
     data.write_text("".join(json.dumps({"prompt": row["prompt"], "responses": []}) + "\n" for row in rows[:3]))
     more = ("benchmarks.miniature.questions.limit=12", f"train_data={data}")
@@ -314,6 +318,38 @@ def test_a_judge_of_chinese_answers(tmp_path, monkeypatch):
 
 
 OFFLINE = ("gsm8k", "math", "humaneval", "mbpp", "ifeval", "miniature", "alignbench")
+
+
+def test_a_grader_with_a_model_of_its_own_finds_the_memory_free(tmp_path):
+    """The model under test is closed before, and started again when the next benchmark asks."""
+    rows = [{"prompt_id": str(n), "prompt": f"sort b{n}a"} for n in range(3)]
+    file = tmp_path / "q.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    started: list[Canned] = []
+
+    def start(_):
+        started.append(Canned({row["prompt"]: "ab" for row in rows}))
+        return started[-1]
+
+    node = plain(compose("evaluate", ["model=x", "benchmark=own", f"benchmarks.own.questions.path={file}",
+                                      "benchmarks.own.graders.own.path=fuserl.miniature.tasks.score"]))  # fmt: skip
+    node = dict(node["benchmarks"]["own"])
+    graders = node.pop("graders")
+    benchmark = made(node, "own")
+    model = Model(Source("canned", "canned", Sampling(1)), start, tmp_path, 0, None, "error")
+    benchmark.run(Worker("own", model, tmp_path / "a", graders))
+    assert not started[0].closed
+    local = plain(compose("score", ["data.path=x", "reward=reward_model", "rewards.reward_model.path=m"]))
+    assert work.loads_a_model(local["rewards"]["reward_model"])
+    heavy = {"own": graders["own"] | {"engine": {"_target_": "fuserl.sources.vllm.VllmEngine"}}}
+    assert work.loads_a_model(heavy["own"])
+    assert not work.loads_a_model(graders["own"])
+    model.release()
+    assert started[0].closed
+    with pytest.raises(KeyError):  # a question that it has not heard: it is asked, so it was started again
+        model.answered([Question(PromptGroup("n", (Message("user", "new"),), ()), Sampling(4))], "own")
+    assert len(started) == 2
+    model.close()
 
 
 @pytest.mark.parametrize("name", OFFLINE)

@@ -137,7 +137,7 @@ def test_a_file_that_is_no_table_of_difficulties_is_told(tmp_path, text):
     (tmp_path / "d.csv").write_text(text)
     with pytest.raises(FuserlError):
         LengthControl(str(tmp_path / "d.csv"), None, None, 0).identity()
-    with pytest.raises(FuserlError, match="no table"):
+    with pytest.raises(FuserlError, match="no such file"):
         LengthControl(str(tmp_path / "none.csv"), None, None, 0).identity()
 
 

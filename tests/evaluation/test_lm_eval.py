@@ -54,6 +54,9 @@ class Alone:
     def scored(self, groups, name="graded", only=None):
         raise AssertionError("and grades itself")
 
+    def release(self):
+        """The model under test was never started."""
+
 
 @pytest.fixture
 def tasks(tmp_path) -> Path:

@@ -16,12 +16,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fuserl.errors import FuserlError
+from fuserl.records.hub import file_of
 from fuserl.records.schema import Message, PromptGroup, Response
 from fuserl.rewards.fences import JOINER
 from fuserl.rewards.games import GameJudge, verdict_of
 from fuserl.rewards.protocol import Item
 from fuserl.rewards.turns import MARK, NAMES, NEEDED, TurnJudge
-from fuserl.rewards.wordings import Wording, authors, file_of
+from fuserl.rewards.wordings import Wording, authors
 from fuserl.settings import compose, plain
 from fuserl.sources.protocol import Answer, Failure, Request
 from fuserl.sources.source import Source
@@ -338,7 +339,7 @@ def test_files_that_cannot_be_read(tmp_path):
 def test_files_on_the_hub(tmp_path, monkeypatch):
     asked = []
 
-    def download(repo: str, name: str, *, repo_type: str) -> str:
+    def download(repo: str, name: str, *, repo_type: str, revision: str | None) -> str:
         asked.append((repo, name, repo_type))
         if repo == "no/where":
             raise OSError("no network")
@@ -347,8 +348,12 @@ def test_files_on_the_hub(tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
     assert file_of("hf://datasets/a/b/data/c.yaml") == file_of("hf://spaces/a/b/c.jsonl") == tmp_path / "here"
     assert asked == [("a/b", "data/c.yaml", "dataset"), ("a/b", "c.jsonl", "space")]
-    for path in ("hf://datasets/no/where/x", "hf://datasets/short"):
-        with pytest.raises(FuserlError, match="cannot be loaded from the hub"):
+    for path, what in (
+        ("hf://datasets/no/where/x", "cannot be loaded"),
+        ("hf://datasets/short", "names no file"),
+        ("hf://a/b/c/d", "names no file"),
+    ):
+        with pytest.raises(FuserlError, match=what):
             file_of(path)
 
 

@@ -38,6 +38,7 @@ def compare(cfg: DictConfig) -> Path:
         FuserlError: there is nothing to compare, or a name matches nothing; nothing has been written then.
     """
     given = plain(cfg)
+    settings.require_whole(0, answers=given["answers"])
     found, left_out = find_runs(_texts(given["runs"], "runs"))
     found = only_with(found, given["only"]) if given["only"] else found
     metric = chosen_metric(found, given["metric"], given["at"])

@@ -94,6 +94,10 @@ def only_with(runs: Sequence[Run], wanted: Mapping[str, Any]) -> list[Run]:
         FuserlError: no run has such a setting, or none has all these values.
     """
     every = _settings(runs)
+    if not isinstance(wanted, Mapping):
+        raise FuserlError(
+            f"`only` is {wanted!r}", where="`only`", hint="give settings and values, as in only={seed: 0}"
+        )
     texts = {_key(name, every, "`only`"): json.dumps(value, sort_keys=True) for name, value in wanted.items()}
     kept = [run for run, one in zip(runs, every, strict=True) if all(one.get(key) == texts[key] for key in texts)]
     if not kept:

@@ -172,7 +172,11 @@ def settings_in(folder: Path) -> Mapping[str, Any]:
     loader = getattr(
         yaml, "CSafeLoader", yaml.SafeLoader
     )  # OmegaConf's own is ten times slower; here nothing is resolved
-    return _mapping(yaml.load((folder / "config.yaml").read_text(encoding="utf-8"), loader), "config.yaml")
+    try:
+        content = yaml.load((folder / "config.yaml").read_text(encoding="utf-8"), loader)
+    except RecursionError as error:
+        raise ValueError("config.yaml is nested too deeply") from error
+    return _mapping(content, "config.yaml")
 
 
 def _failure(folder: Path) -> str:
@@ -183,7 +187,10 @@ def _failure(folder: Path) -> str:
 
 
 def _json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError as error:
+        raise ValueError(f"{path.name} is nested too deeply") from error
 
 
 def _mapping(value: Any, name: str) -> Mapping[str, Any]:
@@ -200,7 +207,7 @@ def _lines(path: Path) -> Iterator[Mapping[str, Any]]:
             if line.strip():
                 try:
                     yield _mapping(json.loads(line), "the line")
-                except ValueError as error:
+                except (ValueError, RecursionError) as error:
                     raise ValueError(f"{path.name}, line {number}: {error}") from error
 
 

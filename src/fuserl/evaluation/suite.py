@@ -29,12 +29,14 @@ from fuserl.records.inputs import content_digest
 from fuserl.records.journal import locked
 from fuserl.records.manifest import write_text_atomically
 from fuserl.records.rows import Needs
+from fuserl.records.store import file_digest
 from fuserl.rewards.made import made
 from fuserl.sources.chosen import engine_of
 from fuserl.sources.source import Source, content_of, source_of
 from fuserl.terminal import say, say_table
 
 OF_SOURCE = ("revision", "chat_template", "date_string", "system", "dtype", "context", "trust_remote_code")
+LONGEST_PATH = 4096  # characters; a longer text is no path
 NOT_DECISIVE = ("engine", "workers")  # of graders: where and how fast they work
 
 
@@ -176,15 +178,15 @@ def _grader(node: Mapping[str, Any]) -> str:
 
 
 def _decisive(node: Any) -> Any:
-    """Graders without what decides no grade; a local model by what its files hold."""
+    """Graders without what decides no grade; local models and files by what they hold."""
     if isinstance(node, list):
         return [_decisive(one) for one in node]
-    if not isinstance(node, Mapping):
+    if isinstance(node, Mapping):
+        return {key: _decisive(value) for key, value in node.items() if key not in NOT_DECISIVE}
+    if not isinstance(node, str) or not node or "\n" in node or len(node) > LONGEST_PATH:
         return node
-    kept = {key: _decisive(value) for key, value in node.items() if key not in NOT_DECISIVE}
-    if isinstance(path := kept.get("path"), str):
-        kept["path"] = content_of(path) or path
-    return kept
+    path = Path(node).expanduser()
+    return file_digest(path) if path.is_file() else content_of(node) or node
 
 
 def _write(folder: Path, given: Mapping[str, Any], source: Source, found: Mapping[str, Result]) -> None:

@@ -148,10 +148,23 @@ def asked_of(name: str, node: Mapping[str, Any], folder: Path, cleaning: ExitSta
     """
     domains = node.get("domains")
     settings = {key: value for key, value in node.items() if key != "domains"}
+    domains = [domains] if isinstance(domains, str) else domains
+    if domains is not None and not isinstance(domains, list):
+        raise FuserlError(
+            f"`domains` is {domains!r}",
+            where=f"`rewards.{name}.domains`",
+            hint="it is a list of domains, or null for all",
+        )
     scorer = made({"name": name, **settings}, f"rewards.{name}")
+    if not callable(getattr(scorer, "score", None)) or not callable(getattr(scorer, "close", None)):
+        raise FuserlError(
+            f"this is no scorer but a {type(scorer).__name__}",
+            where=f"`rewards.{name}`",
+            hint="name one of conf/reward, or a class of your own as `_target_` (rewards/protocol.py)",
+        )
     cleaning.callback(scorer.close)
     journal = cleaning.enter_context(Journal(folder / "journal" / f"{name}.jsonl"))
-    return Asked(name, scorer, [domains] if isinstance(domains, str) else domains, journal, node)
+    return Asked(name, scorer, domains, journal, node)
 
 
 def _digest(content: Any) -> str:

@@ -10,10 +10,11 @@ from typing import Any
 import yaml
 
 from fuserl.errors import FuserlError
+from fuserl.records.hub import file_of
 from fuserl.rewards.fences import told
 from fuserl.rewards.judging import Question, Reply, judging_of
 from fuserl.rewards.protocol import Item, Score
-from fuserl.rewards.wordings import Wording, authors, file_of, of_all, own, parsed
+from fuserl.rewards.wordings import Wording, authors, of_all, own, parsed
 from fuserl.sources.protocol import Engine, Failure
 from fuserl.sources.source import Source
 

@@ -18,6 +18,7 @@ from fuserl.rewards.classifier import Classifier
 from fuserl.rewards.heads import config_of
 from fuserl.rewards.prompt_forms import Encoded, Form
 from fuserl.rewards.protocol import Item, Score
+from fuserl.settings import require_whole
 
 ON_TOO_LONG = ("leave_out", "error")
 
@@ -58,6 +59,7 @@ class RewardModel:
                 hint=f"one of {', '.join(ON_TOO_LONG)}",
             )
         self.name, self.path, self.revision = name, str(Path(path).expanduser()), revision
+        require_whole(1, window=window, max_length=max_length)
         self.on_too_long, self.window = on_too_long, window
         with _told_for(name):
             self.form = form(load_tokenizer(self.path, revision=revision))

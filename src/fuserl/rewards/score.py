@@ -60,6 +60,8 @@ def score(cfg: DictConfig) -> Path:
     folder = Path(given["output"] or Path("runs") / settings.digest("score", given, FREE)).expanduser()
     data = Input(given["data"])
     _require_ours(folder)
+    settings.require_whole(1, give_up=given["give_up"])
+    settings.require_whole(0, data__limit=given["data"]["limit"])
     with locked(folder), ExitStack() as cleaning:
         asked = [asked_of(name, node, folder, cleaning) for name, node in (given["rewards"] or {}).items()]
         combination = named(made(given["combine"], "combine"), [one.name for one in asked])

@@ -18,7 +18,6 @@ from typing import Any
 from fuserl.errors import FuserlError
 from fuserl.rewards.fences import BLANK, FENCE, JOINER, blanks_of, defused, filled
 
-HUB = "hf://"  # then datasets/ or spaces/, OWNER/NAME/FILE
 BRACES = re.compile(r"\{\{|\}\}|\{(\w+)\}")
 SHORTEST = 8  # characters of a template's line that are a mark; shorter ones may stand in any answer
 
@@ -100,29 +99,6 @@ def authors(
     return Wording(
         BRACES.sub(lambda b: single[b[0]] if b[0] in single else f"{{{{{names.get(b[1], b[1])}}}}}", text), system
     )
-
-
-def file_of(path: str) -> Path:
-    """A file on disk or on the hub: `hf://datasets/OWNER/NAME/FILE`, `hf://spaces/OWNER/NAME/FILE`.
-
-    Raises:
-        FuserlError: there is none.
-    """
-    file = Path(path).expanduser()
-    if not path.startswith(HUB):
-        if not file.is_file():
-            raise FuserlError("there is no such file", where=path, hint="give the authors' own file")
-        return file
-    from huggingface_hub import hf_hub_download
-
-    try:
-        kind, owner, name, inside = path.removeprefix(HUB).split("/", 3)
-        return Path(hf_hub_download(f"{owner}/{name}", inside, repo_type=kind.removesuffix("s")))
-    except Exception as error:  # of the hub's client, requests and the file system: there is no common class
-        why = (str(error).splitlines() or [type(error).__name__])[0][:160]
-        raise FuserlError(
-            f"the file cannot be loaded from the hub ({why})", where=path, hint="without a network, give a file"
-        ) from error
 
 
 def parsed(file: Path, parse: Callable[[str], Any]) -> Any:

@@ -12,7 +12,6 @@ from jaxtyping import Float
 from numpy import ndarray
 
 from fuserl.errors import FuserlError
-from fuserl.evaluation.benchmarks.questions import HUB
 
 DIFFICULTY = "instruction_difficulty"
 
@@ -50,26 +49,3 @@ def read_difficulties(path: Path) -> Difficulties:
     if not of or not np.isfinite(list(of.values())).all() or not np.isfinite(gamed).all():
         raise FuserlError("a difficulty is no number, or there is none", where=str(path), hint="copy the file again")
     return Difficulties(of, np.array(gamed, dtype=np.float64) if gamed else None)
-
-
-def located(path: str, revision: str | None) -> Path:
-    """A local file, or one of the hub, downloaded.
-
-    Raises:
-        FuserlError: it is not there.
-    """
-    if not path.startswith(HUB):
-        return Path(path).expanduser()
-    from huggingface_hub import hf_hub_download
-
-    owner, name, file = path.removeprefix(HUB).split("/", 2)
-    try:
-        return Path(hf_hub_download(f"{owner}/{name}", file, repo_type="dataset", revision=revision))
-    except Exception as error:  # of the hub's client, requests and the file system: there is no common class
-        why = (str(error).splitlines() or [type(error).__name__])[0][:160]
-        raise FuserlError(
-            f"the instruction difficulties cannot be loaded ({why})",
-            where=path,
-            hint="without a network, give the file with `length_control.instruction_difficulty=FILE`, "
-            "or null to go without them",
-        ) from error

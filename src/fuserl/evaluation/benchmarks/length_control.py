@@ -18,8 +18,9 @@ from jaxtyping import Float
 from numpy import ndarray
 
 from fuserl.evaluation.benchmarks.alpaca_package import alpaca, quiet
-from fuserl.evaluation.benchmarks.difficulties import DIFFICULTY, Difficulties, located, read_difficulties
+from fuserl.evaluation.benchmarks.difficulties import DIFFICULTY, Difficulties, read_difficulties
 from fuserl.evaluation.benchmarks.protocol import Number
+from fuserl.records.hub import file_of
 
 NORMAL = 1.959963984540054  # its 97.5 % quantile
 PERCENT = 100.0
@@ -29,6 +30,10 @@ GAMED_WEIGHT = 0.2
 LENGTH, CONSTANT = "length", "constant"
 ENDS = (2.5, 97.5)
 SHRUNK = "cross-validation chose a penalty that leaves no weight: the length-controlled win rate is 50 and says nothing"
+
+HINT = (
+    "without a network, give the file with `length_control.instruction_difficulty=FILE`, or null to go without its term"
+)
 
 
 def win_rates(preferences: Float[ndarray, " N"], prefix: str) -> list[Number]:
@@ -94,7 +99,7 @@ class LengthControl:
         """
         if self.instruction_difficulty is None:
             return None
-        return read_difficulties(located(self.instruction_difficulty, self.revision))
+        return read_difficulties(file_of(self.instruction_difficulty, self.revision, hint=HINT))
 
     def of(
         self,

@@ -64,6 +64,7 @@ class LmEval:
         template = template_of(work.source, self.chat)
         asked = {"source": work.source.identity(), "template": template.hash, "chat": self.chat, "lm_eval": _version()}
         work.folder.mkdir(parents=True, exist_ok=True)
+        work.release()  # lm-eval loads the model by itself
         with Journal(work.folder / "lm_eval.jsonl") as journal:
             kept = Kept(journal, asked)
             found = self._evaluated(self.backend(work.source, template, kept), work.seed)

@@ -16,10 +16,10 @@ from fuserl.evaluation.benchmarks.judged import WITHOUT_AUTHORS, judge_about, re
 from fuserl.evaluation.benchmarks.mt_files import GOLD, Ratings, gold_in, judgments_in, write_answers, write_judgments
 from fuserl.evaluation.benchmarks.protocol import Graded, Number, Question, Result, Work
 from fuserl.evaluation.benchmarks.questions import Questions
+from fuserl.records.hub import file_of
 from fuserl.records.schema import Message, PromptGroup, Response
 from fuserl.rewards.findings import FIELD
 from fuserl.rewards.turns import REFERENCES
-from fuserl.rewards.wordings import file_of
 from fuserl.sources.protocol import Sampling
 
 OTHERWISE = "otherwise"  # the temperature of categories that have none of their own

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from fuserl.errors import FuserlError
 from fuserl.evaluation.benchmarks.judged import file_name, written
 from fuserl.evaluation.benchmarks.questions import rows
-from fuserl.rewards.wordings import file_of
+from fuserl.records.hub import file_of
 
 NONE = -1  # the score of an answer without a rating
 GOLD = "give FastChat's data/mt_bench/reference_answer/gpt-4.jsonl as `references`"

@@ -81,6 +81,11 @@ class Work(Protocol):
         """
         ...
 
+    def release(self) -> None:
+        """Give back the memory of the model under test, before another one is loaded beside it; it starts again when it is
+        next asked."""
+        ...
+
     def scored(
         self, groups: Sequence[PromptGroup], name: str = "graded", only: Sequence[str] | None = None
     ) -> list[PromptGroup]:

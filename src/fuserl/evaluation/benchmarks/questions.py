@@ -12,10 +12,11 @@ from typing import Any
 
 from fuserl.errors import FuserlError
 from fuserl.records.formats import file_rows
+from fuserl.records.hub import HUB, file_of
 from fuserl.records.rows import BadField
 from fuserl.records.schema import PromptGroup
 
-HUB = "hf://datasets/"  # then OWNER/NAME/FILE: a file of a data set's repository
+HINT = "without a network, give a file of them with `benchmarks.NAME.questions.path=FILE`"
 
 Row = Mapping[str, Any]
 Read = Callable[[Row], PromptGroup]  # raises KeyError, TypeError or ValueError where a row is not as it must be
@@ -91,7 +92,7 @@ def rows(path: str, subset: str | None, split: str | None, revision: str | None)
     """
     file = Path(path).expanduser()
     if path.startswith(HUB):
-        found = file_rows(_downloaded(path, revision))
+        found = file_rows(file_of(path, revision, hint=HINT))
     elif file.is_file():
         found = file_rows(file)
     else:
@@ -101,16 +102,6 @@ def rows(path: str, subset: str | None, split: str | None, revision: str | None)
             what = str(row) if isinstance(row, BadField) else f"a row must be an object, not {type(row).__name__}"
             raise FuserlError(what, where=where, hint="mend the row, or take it out")
         yield where, row
-
-
-def _downloaded(path: str, revision: str | None) -> Path:
-    from huggingface_hub import hf_hub_download
-
-    owner, name, file = path.removeprefix(HUB).split("/", 2)
-    try:
-        return Path(hf_hub_download(f"{owner}/{name}", file, repo_type="dataset", revision=revision))
-    except Exception as error:  # of the hub's client, requests and the file system: there is no common class
-        raise _not_there(path, error) from error
 
 
 def _of_hub(path: str, subset: str | None, split: str | None, revision: str | None) -> Iterator[tuple[str, Any]]:
@@ -131,5 +122,5 @@ def _not_there(path: str, error: Exception) -> FuserlError:
     return FuserlError(
         f"the questions cannot be loaded ({why})",
         where=path,
-        hint="without a network, give a file of them with `benchmarks.NAME.questions.path=FILE`",
+        hint=HINT,
     )

@@ -25,6 +25,7 @@ class Recorded:
     Args:
         path: YAML or JSON: `tool`, `version`, `date`, `model` (what was measured), `numbers`: a list of `name`, `value`
             and, where they are known, `low`, `high` (ends of the 95 % interval) and `over` (how the interval was made).
+            None: nobody has measured it, and tables say so.
     """
 
     name: str
@@ -32,7 +33,7 @@ class Recorded:
 
     def texts(self) -> Iterator[tuple[str, str]]:
         """None: the questions are not here. The file is read, so that it is found to be wrong at once."""
-        self._said  # noqa: B018 - raises where it cannot be read
+        self._said  # noqa: B018 - raises where it is given and cannot be read
         return iter(())
 
     def identity(self) -> Mapping[str, Any]:
@@ -40,7 +41,10 @@ class Recorded:
         return {"recorded": self._said}
 
     def run(self, work: Work) -> Result:
-        """Nothing is asked."""
+        """Nothing is asked; without a file nothing is known."""
+        if self._said is None:
+            note = f"not measured: run its own tool, and give its numbers as `benchmarks.{self.name}.path=FILE`"
+            return Result((Number(self.name, None),), {"prompts": 0, "answers": 0}, {"recorded": True}, (), (note,))
         numbers = tuple(self._number(one) for one in self._said["numbers"])
         told = {key: str(self._said[key]) for key in TOLD}
         note = (
@@ -61,14 +65,14 @@ class Recorded:
         )
 
     @cached_property
-    def _said(self) -> Mapping[str, Any]:
-        """The file.
+    def _said(self) -> Mapping[str, Any] | None:
+        """The file; None where none is given.
 
         Raises:
             FuserlError: it is not there, or does not say what it must.
         """
         if not self.path:
-            raise self._wrong("a file with the numbers is needed")
+            return None
         try:
             said = yaml.safe_load(Path(self.path).expanduser().read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:

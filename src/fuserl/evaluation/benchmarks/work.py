@@ -24,6 +24,8 @@ from fuserl.sources.protocol import Engine, Sampling
 from fuserl.sources.source import Source
 from fuserl.terminal import bar, say
 
+IN_PROCESS = ("fuserl.sources.transformers.", "fuserl.sources.vllm.", "fuserl.sources.ray_actors.")  # engines
+
 
 @dataclass
 class Model:
@@ -68,11 +70,15 @@ class Model:
         self._note(groups)
         return groups
 
-    def close(self) -> None:
-        """Free the model, close the journal."""
+    def release(self) -> None:
+        """Free the model; the journal stays open."""
         if self._engine is not None:
             self._engine.close()
             self._engine = None
+
+    def close(self) -> None:
+        """Free the model, close the journal."""
+        self.release()
         self._closing.close()
 
     def _note(self, groups: Sequence[PromptGroup]) -> None:
@@ -149,6 +155,10 @@ class Worker:
         """See `protocol.Work`."""
         return self.model.answered(questions, self.name)
 
+    def release(self) -> None:
+        """See `protocol.Work`."""
+        self.model.release()
+
     def scored(
         self, groups: Sequence[PromptGroup], name: str = "graded", only: Sequence[str] | None = None
     ) -> list[PromptGroup]:
@@ -156,9 +166,17 @@ class Worker:
         graders = {key: node for key, node in self.graders.items() if only is None or key in only}
         asked, folder = self.folder / f"{name}-answers", self.folder / name
         replace_groups(iter(groups), asked, manifest_extra={"verb": "evaluate"})
+        if any(map(loads_a_model, graders.values())):
+            self.release()
         say(f"{self.name}: grading by {', '.join(graders)}")
         score(_score_settings(asked, folder, graders, self.model.on_failure))
         return list(iter_groups(folder))
+
+
+def loads_a_model(grader: Mapping[str, Any]) -> bool:
+    """Whether a grader runs a model on this machine: a reward model, or a judge in this process."""
+    engine = grader.get("engine") or {}
+    return "classifier" in grader or str(engine.get("_target_", "")).startswith(IN_PROCESS)
 
 
 def _score_settings(data: Path, folder: Path, graders: Mapping[str, Any], on_failure: str) -> Any:
