@@ -359,3 +359,15 @@ def test_every_benchmark_of_a_file_is_one(name):
     assert isinstance(built, Benchmark)
     assert built.name == name
     assert (config_folder() / "benchmark" / f"{name}.yaml").exists()
+
+
+@pytest.mark.parametrize("name", ["mt_bench", "arena_hard", "gsm8k", "ifeval"])
+def test_questions_are_named_as_their_answers_are(name):
+    """Contamination leaves answers out by the ids of questions."""
+    files = FILES | {
+        "mt_bench": EVAL / "mt_bench_questions.jsonl",
+        "arena_hard": EVAL / "arena_hard_v0.1_questions.jsonl",
+    }
+    node = compose("evaluate", ["model=x", f"benchmark={name}", f"benchmarks.{name}.questions.path={files[name]}"])
+    benchmark = made({key: value for key, value in plain(node)["benchmarks"][name].items() if key != "graders"}, name)
+    assert {key for key, _ in benchmark.texts()} == {group.id for group in benchmark.questions.groups}

@@ -71,9 +71,7 @@ class MTBench:
 
     def texts(self) -> Iterator[tuple[str, str]]:
         """See `Benchmark`: both turns of every question."""
-        for group in self.questions.groups:
-            for number, turn in enumerate(group.extra[TURNS], 1):
-                yield f"{group.id}:{number}", turn
+        return ((group.id, turn) for group in self.questions.groups for turn in group.extra[TURNS])
 
     def identity(self) -> Mapping[str, Any]:
         """Questions, gold answers, how answers are drawn."""
