@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
-
 from fuserl.errors import FuserlError
-from fuserl.models.scoring import causal_lm, decoder
+from fuserl.models.scoring import causal_lm, layers
 
 
 def compile_layers(model: Any) -> None:
@@ -27,13 +25,12 @@ def compile_layers(model: Any) -> None:
             where="`trainer.compile` and `target.checkpointing`",
             hint="use `target.checkpointing=none` or `trainer.compile=false`",
         )
-    for module in decoder(base).modules():
-        if isinstance(module, nn.ModuleList) and len(module) == base.config.get_text_config().num_hidden_layers:
-            for layer in module:
-                layer.compile(dynamic=True)
-            return
-    raise FuserlError(
-        "no list of decoder layers was found to compile",
-        where=f"architecture `{type(base).__name__}`",
-        hint="use `trainer.compile=false`",
-    )
+    found = layers(base)
+    if found is None:
+        raise FuserlError(
+            "no list of decoder layers was found to compile",
+            where=f"architecture `{type(base).__name__}`",
+            hint="use `trainer.compile=false`",
+        )
+    for layer in found:
+        layer.compile(dynamic=True)

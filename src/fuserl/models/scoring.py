@@ -233,6 +233,13 @@ def decoder(base: Any) -> nn.Module:
     return base.get_decoder() if hasattr(base, "get_decoder") else base.base_model
 
 
+def layers(base: Any) -> nn.ModuleList | None:
+    """The decoder's layers, where they are a list as in transformers' models."""
+    count = base.config.get_text_config().num_hidden_layers
+    lists = (module for module in decoder(base).modules() if isinstance(module, nn.ModuleList))
+    return next((found for found in lists if len(found) == count), None)
+
+
 @torch.no_grad()
 def check_model(model: nn.Module, backend: str) -> None:
     """Packed and padded log-probs of a small probe must agree.

@@ -14,6 +14,7 @@ from fuserl.models.scoring import Scoring, table
 from fuserl.objectives.terms import GroupScores, Objective, Pairs, Totals
 from fuserl.tokens.collate import GroupBatch
 from fuserl.training.metrics import Slices, Tally, tally
+from fuserl.training.sharded import ShardedStrategy
 
 
 @dataclass(frozen=True)
@@ -128,6 +129,19 @@ class GroupModule(L.LightningModule):
         """Lightning's form of (optimizer, schedule a step)."""
         optimizer, schedule = self.optimizer(self.policy)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def configure_model(self) -> None:
+        """Let a strategy that cuts models up do so; Lightning asks whenever it begins something."""
+        if isinstance(self.trainer.strategy, ShardedStrategy):
+            self.scoring = self.trainer.strategy.cut_up(self.policy, self.scoring)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Another number of processes cuts a step into another number of packs; steps are what counts."""
+        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        packs = checkpoint["global_step"] * self.trainer.accumulate_grad_batches
+        more = packs - progress["current"]["ready"]
+        for counts in (progress["total"], progress["current"]):
+            counts.update({event: count + more for event, count in counts.items()})
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep trained weights only; frozen ones come back with the base model."""

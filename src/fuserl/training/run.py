@@ -117,6 +117,7 @@ def _run(cfg: DictConfig, folder: RunFolder) -> None:
     try:
         trainer = _trainer(cfg, setup, folder, watching, [csv, *loggers])
         _fit(trainer, module, data, checkpoint, watching.val_every)
+        setup.put_together(here=trainer.is_global_zero)
         if trainer.is_global_zero:
             _write_results(cfg, setup, folder, csv, watching, trainer, test_groups)
         done = True

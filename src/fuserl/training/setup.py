@@ -21,6 +21,7 @@ from fuserl.models.load import check_vocabulary, load_policy, load_tokenizer
 from fuserl.models.reference import fill, weights_digest
 from fuserl.models.reference_cache import ReferenceCache
 from fuserl.models.scoring import Packed, Padded, Scoring, per_token, rows_within
+from fuserl.models.sharding import is_sharded, trained_weights
 from fuserl.terminal import say
 from fuserl.tokens.collate import PADDING, GroupBatch
 from fuserl.tokens.scores import scores_of
@@ -116,14 +117,7 @@ class Setup:
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
         dtype = dtype_of(cfg)
-        self.policy = load_policy(
-            cfg.target.path,
-            revision=cfg.target.revision,
-            dtype=dtype,
-            lora=OmegaConf.to_container(cfg.target.lora) if cfg.target.lora else None,
-            checkpointing=cfg.target.checkpointing,
-            packing=cfg.trainer.packing,
-        ).to(self.device)
+        self.policy = self._loaded().to(self.device)
         if cfg.trainer.compile:
             compile_layers(self.policy)
         self.scoring = self._scoring_of(self.policy)
@@ -132,6 +126,31 @@ class Setup:
         self.reference_stats: dict[str, Any] = {"hits": 0, "misses": 0, "seconds": 0.0}
         if self.prepared.objective.uses_reference:
             self._fill_reference(dtype)
+
+    def _loaded(self) -> Any:
+        cfg = self.cfg
+        return load_policy(
+            cfg.target.path,
+            revision=cfg.target.revision,
+            dtype=dtype_of(cfg),
+            lora=OmegaConf.to_container(cfg.target.lora) if cfg.target.lora else None,
+            checkpointing=cfg.target.checkpointing,
+            packing=cfg.trainer.packing,
+        )
+
+    def put_together(self, *, here: bool) -> None:
+        """After training, a policy that is cut up becomes whole again, in one process.
+
+        Args:
+            here: whether this is the one. All must call.
+        """
+        if not is_sharded(self.policy):
+            return
+        weights = trained_weights(self.policy, keep=here)
+        if here:
+            self.policy = self._loaded()
+            self.policy.load_state_dict(weights, strict=False)
+            self.policy.to(self.device)
 
     @property
     def backend(self) -> str:

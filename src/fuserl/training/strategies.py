@@ -5,11 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from hydra.utils import instantiate
+from lightning.pytorch.plugins.precision import DoublePrecision
 from lightning.pytorch.strategies import DDPStrategy
 from omegaconf import DictConfig
 
+from fuserl.errors import FuserlError
 from fuserl.training.checkpoints import AtomicCheckpointIO
+from fuserl.training.sharded import ShardedStrategy
 
 
 @dataclass(frozen=True)
@@ -50,3 +54,25 @@ def automatic(place: Place) -> dict[str, Any]:
 def ddp(place: Place) -> dict[str, Any]:
     """Every process holds everything; gradients are averaged while backward still runs."""
     return {"strategy": DDPStrategy(), "precision": place.precision, "plugins": [AtomicCheckpointIO()]}
+
+
+def fsdp2(place: Place, *, gather: str | None) -> dict[str, Any]:
+    """Every process holds a share of weights, gradients and moments; a layer is gathered while it computes.
+
+    Args:
+        gather: the dtype in which weights travel and compute; None: their own.
+
+    Raises:
+        FuserlError: there is no such dtype.
+    """
+    dtype = getattr(torch, gather, None) if gather else None
+    if gather and not isinstance(dtype, torch.dtype):
+        raise FuserlError(
+            f"there is no dtype `{gather}`",
+            where="`trainer.strategy.gather`",
+            hint="bfloat16, or null for the weights'",
+        )
+    strategy = ShardedStrategy(dtype)
+    if place.precision == "64-true":  # Lightning has no name for it here
+        return {"strategy": strategy, "plugins": [DoublePrecision(), AtomicCheckpointIO()]}
+    return {"strategy": strategy, "precision": place.precision, "plugins": [AtomicCheckpointIO()]}

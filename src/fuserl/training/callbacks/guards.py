@@ -8,6 +8,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
+from torch.distributed.tensor import DTensor
 
 from fuserl.errors import FuserlError
 from fuserl.training.datamodule import GroupDataModule
@@ -37,6 +38,8 @@ class NonFiniteStop(Callback):
         """Look at the norm of all gradients, which is also what the run logs."""
         gradients = [weight.grad for weight in module.parameters() if weight.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
+        if isinstance(norm, DTensor):
+            norm = norm.full_tensor()
         if not torch.isfinite(norm):
             data: GroupDataModule = trainer.datamodule
             raise FuserlError(
@@ -72,7 +75,7 @@ class CollapseAlarm(Callback):
         """Compare the newest validation and probe with the first ones."""
         for metric, now in module.latest.items():
             self.first.setdefault(metric, now)
-        for what in self.complaints(module.latest):
+        for what in trainer.strategy.broadcast(self.complaints(module.latest)):  # the first process alone has sampled
             self._raise_alarm(trainer, module, what)
 
     def complaints(self, latest: dict[str, float]) -> list[str]:
