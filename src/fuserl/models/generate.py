@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -24,11 +24,15 @@ def sample(
     temperature: float,
     stop_ids: set[int],
     seed: int,
+    agree: Callable[[Tensor], Tensor] | None = None,
 ) -> list[list[list[int]]]:
     """`n` answers a prompt, as token ids that end with the stop token where one came.
 
     Prompts of one length are decoded together, so nothing is padded. Temperature 0 is greedy. These arguments alone
     decide: the model's `generation_config` is not read, and the global random state is left as it was.
+
+    Args:
+        agree: what several processes that decode together make of the tokens that each has drawn.
 
     Raises:
         FuserlError: a prompt has no tokens.
@@ -52,7 +56,7 @@ def sample(
                 part = indices[start : start + ROWS]
                 ids = torch.tensor([prompts[index] for index in part], device=device)
                 with torch.compiler.set_stance("force_eager"):  # every step of decoding has another shape
-                    decoded = _decode(model, ids, max_new_tokens, temperature, stop_ids, generator)
+                    decoded = _decode(model, ids, max_new_tokens, temperature, stop_ids, generator, agree)
                 for index, row in zip(part, decoded, strict=True):
                     answers[index].append(row)
     finally:
@@ -61,7 +65,13 @@ def sample(
 
 
 def _decode(
-    model: Any, ids: Tensor, max_new_tokens: int, temperature: float, stop_ids: set[int], generator: torch.Generator
+    model: Any,
+    ids: Tensor,
+    max_new_tokens: int,
+    temperature: float,
+    stop_ids: set[int],
+    generator: torch.Generator,
+    agree: Callable[[Tensor], Tensor] | None,
 ) -> list[list[int]]:
     stops = torch.tensor(sorted(stop_ids), device=ids.device)
     finished = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
@@ -73,6 +83,8 @@ def _decode(
             token = torch.multinomial(torch.softmax(logits / temperature, -1), 1, generator=generator)
         else:
             token = logits.argmax(-1, keepdim=True)
+        if agree:
+            token = agree(token)
         chosen.append(torch.where(finished[:, None], -1, token))
         finished |= torch.isin(token.squeeze(1), stops)
         if finished.all():

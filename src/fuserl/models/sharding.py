@@ -94,6 +94,13 @@ class Gathered:
         return whole(model, lambda: self.scoring.support(model, batch, temperature))
 
 
+def first_ones(value: Tensor) -> Tensor:
+    """The first process's, for all: what decides how often layers are called must be the same."""
+    value = value.contiguous()
+    torch.distributed.broadcast(value, src=0)
+    return value
+
+
 def is_sharded(model: nn.Module) -> bool:
     """Whether it is cut up."""
     return any(isinstance(weight, DTensor) for weight in model.parameters())

@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from fuserl.models.generate import sample
+from fuserl.models.sharding import first_ones, is_sharded, whole
 from fuserl.training.group_module import GroupModule
 
 
@@ -123,10 +125,12 @@ class SampleProbe(Callback):
         self.max_new_tokens, self.temperature, self.seed, self.score = max_new_tokens, temperature, seed, score
 
     def on_validation_epoch_end(self, trainer: L.Trainer, module: GroupModule) -> None:
-        """Sample on rank 0; the text goes to the file, the numbers to the metrics."""
-        if trainer.sanity_checking or not trainer.is_global_zero or not self.probes:
+        """Sample on rank 0, or on all together; the first one's text goes to the file, the numbers to the metrics."""
+        together = is_sharded(module.policy)
+        if trainer.sanity_checking or not self.probes or not (trainer.is_global_zero or together):
             return
-        answers = sample(
+        sampling = partial(
+            sample,
             module.policy,
             [probe.tokens for probe in self.probes],
             n=1,
@@ -134,7 +138,14 @@ class SampleProbe(Callback):
             temperature=self.temperature,
             stop_ids=self.stop_ids,
             seed=self.seed,
+            agree=first_ones if together else None,
         )
+        with torch.no_grad():
+            answers = whole(module.policy, sampling)
+        if trainer.is_global_zero:
+            self._publish(trainer, module, answers)
+
+    def _publish(self, trainer: L.Trainer, module: GroupModule, answers: list[list[list[int]]]) -> None:
         rows = [
             self._row(trainer.global_step, probe, answer[0]) for probe, answer in zip(self.probes, answers, strict=True)
         ]
