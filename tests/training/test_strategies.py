@@ -1,0 +1,135 @@
+"""Strategies share out the work and nothing else: every one reaches the weights of one process, killed or not."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import fused_stores as stores
+import kit
+import pytest
+import torch
+from conftest import weights  # tests/training/conftest.py
+from forking import Nursery
+from torch.testing import assert_close
+
+from fuserl.errors import FuserlError
+from fuserl.settings import compose, config_folder, leaves, plain
+
+SAME = dict(rtol=0, atol=1e-9)
+SHORT = ("max_steps=3", "trainer.max_tokens=200", "data.validation_limit=8")  # several packs a step
+DISTILLED = ("objective.normalize=none", "objective.size=3", "objective.loss.weights=${weights}", "weights.tau=0.3")
+
+
+@pytest.fixture(scope="module")
+def nursery(tmp_path_factory) -> Iterator[Nursery]:
+    """A process with everything imported, whose children are ranks."""
+    imports = ("training.ranks", "transformers.models.gpt_neox", "torch.distributed.checkpoint.hf_storage")
+    nursery = Nursery(tmp_path_factory.mktemp("nursery"), *imports, paths=[kit.ROOT / "tests"])
+    yield nursery
+    nursery.close()
+
+
+@pytest.fixture
+def ranks(nursery, settings, tmp_path) -> Callable[..., Path]:
+    """`ranks(count, objective, *more)` trains in so many processes and gives the folder."""
+
+    def go(count: int, objective: str, *more: str, output: str, until: int | None = None) -> Path:
+        folder = tmp_path / output
+        watch = {} if until is None else {"kill_when": lambda: newest(folder) >= until}
+        done = nursery.run("training.ranks", [str(count), *settings(objective, *more, output=output)], **watch)
+        assert done == (until is None)
+        return folder
+
+    return go
+
+
+def newest(folder: Path) -> int:
+    return max((int(path.stem.split("-")[1]) for path in folder.glob("checkpoints/step-*.ckpt")), default=0)
+
+
+def assert_same(ours: Path, theirs: Path) -> None:
+    a, b = weights(ours), weights(theirs)
+    assert a.keys() == b.keys()
+    for name in a:
+        assert_close(a[name], b[name], **SAME, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.parametrize("objective", ["fusesft", "fusepo_dpo", "fusepo_simpo", "fusepo_rloo", "distill"])
+def test_two_processes_reach_the_weights_of_one(objective, run, ranks, settings, tmp_path):
+    more = SHORT
+    if objective == "distill":
+        stores.write(tmp_path / "store", stores.read(settings("sft_best", "objective.normalize=none")), stores.noisy)
+        more = (*SHORT, *DISTILLED, f"objective.distillation.path={tmp_path / 'store'}")
+    alone = run(objective, *more, output="alone")
+    for strategy in ("ddp", "fsdp2"):
+        folder = ranks(2, objective, *more, f"trainer={strategy}", output=strategy)
+        assert_same(folder, alone)
+        ours, theirs = (json.loads((f / "summary.json").read_text()) for f in (folder, alone))
+        assert ours["last_train_loss"] == pytest.approx(theirs["last_train_loss"], rel=1e-8), strategy
+        assert ours["validation"]["val/nll"]["last"] == pytest.approx(theirs["validation"]["val/nll"]["last"], rel=1e-8)
+
+
+CHAINS = {
+    "cut up over two, one, two": ((2, "fsdp2", 3), (1, "fsdp2", 6), (2, "fsdp2", None)),
+    "another strategy every time": ((1, "default", 3), (2, "fsdp2", 5), (2, "ddp", 7), (2, "fsdp2", 8), (1, "default", None)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("chain", CHAINS)
+def test_killed_and_resumed_with_other_processes(chain, run, ranks, tmp_path):
+    longer = (*SHORT, "max_steps=12")
+    alone = run("fusepo_dpo", *longer, output="alone")
+    for count, strategy, until in CHAINS[chain]:
+        folder = ranks(count, "fusepo_dpo", *longer, f"trainer={strategy}", output="killed", until=until)
+        assert (folder / "summary.json").exists() == (until is None), "the run was over before it was killed"
+        if until is not None:
+            halved = folder / f"checkpoints/step-{until + 90}.part"  # as a kill during a write leaves it
+            halved.mkdir()
+            (halved / "shard-00001-model-00001-of-00001.safetensors").write_bytes(b"half")
+    assert_same(folder, alone)
+    steps = [[line.split(",")[0] for line in (f / "metrics.csv").read_text().splitlines()] for f in (folder, alone)]
+    assert steps[0] == steps[1]
+
+
+def test_adapters_probes_and_clipping_in_pieces(run, ranks):
+    adapter = "target.lora={r: 1, target_modules: [query_key_value]}"  # one row over two processes: one holds nothing
+    more = (*SHORT, adapter, "optimizer.clip=0.01", "probe.prompts=4", "probe.max_new_tokens=6")
+    ways = (("target.checkpointing=selective",), ("trainer.packing=padded",))
+    alone = run("fusepo_dpo", *more, output="alone")
+    for number, way in enumerate(ways):
+        folder = ranks(2, "fusepo_dpo", *more, *way, "trainer=fsdp2", output=f"pieces{number}")
+        assert_same(folder, alone)
+        assert (folder / "samples.jsonl").read_text() == (alone / "samples.jsonl").read_text()
+        assert (folder / "adapter/adapter_model.safetensors").exists()
+
+
+def test_weights_may_travel_in_half_precision(run, ranks):
+    single = (*SHORT, "trainer.precision=32-true", "target.dtype=float32", "optimizer.lr=1e-3")
+    alone = run("fusesft", *single, output="alone")
+    half = ranks(2, "fusesft", *single, "trainer=fsdp2", "trainer.strategy.gather=bfloat16", output="half")
+    gaps = [float((a - b).abs().max()) for a, b in zip(weights(half).values(), weights(alone).values(), strict=True)]
+    assert weights(half)["embed_out.weight"].dtype == torch.float32
+    assert 0 < max(gaps) < 7e-3, "the same way, but for rounding; three steps of 1e-3 at most"
+
+
+OPTIONS = sorted(path.stem for path in (config_folder() / "trainer").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_every_option_has_the_settings_of_the_default(option):
+    ours, default = (
+        {
+            key
+            for key, _ in leaves(plain(compose("train", [f"trainer={name}"]).trainer))
+            if not key.startswith("strategy")
+        }
+        for name in (option, "default")
+    )
+    assert ours == default
+
+
+def test_a_dtype_that_does_not_exist_is_refused(run):
+    with pytest.raises(FuserlError, match="there is no dtype `bf17`"):
+        run("fusesft", "trainer=fsdp2", "trainer.strategy.gather=bf17")
