@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import math
+import os
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
@@ -15,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 import fuserl
 from fuserl.errors import FuserlError
 
+LONGEST_NAME = 255  # bytes of a file's or folder's name on every file system that we know
 # Settings of a training run that may change between a kill and its resume: they do not change what is computed.
 FREE = (
     "output",
@@ -90,12 +93,80 @@ def compose(verb: str, overrides: list[str]):
         with initialize_config_dir(version_base="1.3", config_dir=str(config_folder())):
             try:
                 cfg = hydra_compose(verb, overrides)
-            except (HydraException, OmegaConfBaseException, ValueError) as error:
+            except (HydraException, OmegaConfBaseException, ValueError, TypeError, AttributeError) as error:
                 raise _config_error(error, verb, overrides, hydra_compose) from error
     finally:
         GlobalHydra.instance().clear()
     _require_complete(cfg)
     return cfg
+
+
+def check_values(verb: str, overrides: list[str], cfg: DictConfig) -> None:
+    """Every value that was given is of the kind of the one in `conf/` that it replaces, and no name too long for any file.
+
+    A number may be null (each verb says whether that means something) or `auto`, and `weights` one number or several. What is
+    null or text in `conf/` may become anything here.
+
+    Raises:
+        FuserlError: text, a list, a mapping or a truth value where a number belongs, a number where a truth value does,
+            something else where a list does; NaN; a text that no path can hold.
+    """
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+
+    groups = [one for one in overrides if _is_group(one.lstrip("+~").split("=")[0])]
+    if len(groups) == len(overrides):
+        return
+    with initialize_config_dir(version_base="1.3", config_dir=str(config_folder())):
+        composed = hydra_compose(verb, groups)
+    usual = dict(leaves(OmegaConf.to_container(composed, resolve=False)))
+    for key, value in leaves(OmegaConf.to_container(cfg, resolve=False)):
+        before = usual.get(key)
+        if isinstance(before, str) and before.startswith("${") and value != before:
+            before = OmegaConf.select(composed, key, throw_on_resolution_failure=False)
+        wanted = "" if value == before else _impossible(value) or _misfit(key, before, value)
+        if wanted:
+            known = "" if before in (None, "???") else f"in `conf/` it is {str(before)[:80]}; "
+            raise FuserlError(
+                f"`{key}` must be {wanted}, not {str(value)[:80]!r}",
+                where=f"`fuserl {verb}`",
+                hint=f"{known}`fuserl {verb} --help` lists the settings",
+            )
+
+
+def _is_group(key: str) -> bool:
+    return key.startswith("hydra/") or (config_folder() / key.split("@")[0]).is_dir()
+
+
+def _impossible(value: Any) -> str:
+    """What should have stood there, where no setting can be such; empty otherwise."""
+    if isinstance(value, list):
+        return next(filter(None, map(_impossible, value)), "")
+    if isinstance(value, float) and math.isnan(value):
+        return "a number"
+    if not isinstance(value, str):
+        return ""
+    if "\0" in value:
+        return "a text without NUL"
+    one_word = not re.search(r"[\s{]", value)  # no prompt and no template
+    long = one_word and max(len(os.fsencode(part)) for part in value.split("/")) > LONGEST_NAME
+    return f"a name of at most {LONGEST_NAME} bytes" if long else ""
+
+
+def _misfit(key: str, usual: Any, value: Any) -> str:
+    """What should have stood there; empty where it fits."""
+    if isinstance(value, str) and ("${" in value or value == "auto"):
+        return ""
+    if isinstance(usual, bool):
+        return "" if isinstance(value, bool) or value is None else "true or false"
+    if isinstance(usual, int | float):
+        fits = value is None or (isinstance(value, int | float) and not isinstance(value, bool))
+        return "" if fits or (isinstance(value, list) and key.endswith("weights")) else "a number"
+    if isinstance(usual, list):
+        return "" if isinstance(value, list) or value is None else "a list, as in [a,b]"
+    return (
+        "a text" if isinstance(usual, str) and "${" not in usual and usual != "???" and isinstance(value, list) else ""
+    )
 
 
 def _require_complete(cfg) -> None:
@@ -113,9 +184,8 @@ def _config_error(error: Exception, verb: str, overrides: list[str], hydra_compo
     if key:
         named = [o.split("=")[0].lstrip("+~") for o in overrides]
         whole = re.search(r"full_key: (\S+)", text)  # where several overrides end alike
-        wanted = next((name for name in named if whole and name == whole[1]), None) or next(
-            (name for name in named if key[1] in name), key[1]
-        )
+        fitting = [name for name in named if key[1] in name.split(".")] or [name for name in named if key[1] in name]
+        wanted = next((name for name in named if whole and name == whole[1]), next(iter(fitting), key[1]))
         groups = [o for o in overrides if "/" not in o and (config_folder() / o.split("=")[0]).is_dir()]
         try:
             known = [k for k, _ in leaves(OmegaConf.to_container(hydra_compose(verb, groups)))]
@@ -129,3 +199,19 @@ def _config_error(error: Exception, verb: str, overrides: list[str], hydra_compo
     return FuserlError(
         text, where=f"settings of `fuserl {verb}`", hint=f"`fuserl {verb} --help` lists settings and groups"
     )
+
+
+def require_whole(least: int, **named: Any) -> None:
+    """Settings that are whole numbers from `least` on, or null. `__` in a name stands for a dot.
+
+    Raises:
+        FuserlError: one is not.
+    """
+    for name, value in named.items():
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
+            key = name.replace("__", ".")
+            raise FuserlError(
+                f"`{key}` is {str(value)[:80]!r}",
+                where=f"`{key}`",
+                hint=f"it must be a whole number from {least} on, or null",
+            )
