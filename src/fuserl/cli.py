@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import fuserl
 from fuserl.errors import FuserlError
-from fuserl.settings import compose, config_folder, register_resolvers
+from fuserl.settings import check_values, compose, config_folder, register_resolvers
 
 VERBS = {
     "demo": "the whole method on the small world that ships with the package, with a report",
@@ -87,7 +87,9 @@ def run_verb(verb: str, overrides: list[str]) -> None:
         sweep(verb, [one for one in overrides if one not in MULTIRUN])
         return
     if not any(flag.startswith("-") for flag in overrides):
-        _function(verb)(compose(verb, overrides))
+        cfg = compose(verb, overrides)
+        check_values(verb, overrides, cfg)
+        _function(verb)(cfg)
         return
     import hydra
 

@@ -102,7 +102,8 @@ def order_of(prompt_id: str) -> str:
 
 def _pile(inputs: Sequence[Input], piles: Path, joined: Joined) -> None:
     """Distribute the groups over files that are small enough to be sorted one by one."""
-    stored = [file.stat().st_size for one in inputs for file in files_of(one.path, one.split)]
+    files = [file for one in inputs for file in files_of(one.path, one.split)]
+    stored = [file.stat().st_size for file in files if file.exists()]  # reading says which are missing
     number = min(PILES, 1 + sum(stored) * SWELL // PILE_BYTES) if stored else PILES
     with ExitStack() as opened:
         files = [opened.enter_context((piles / f"{n:03d}").open("w", encoding="utf-8")) for n in range(number)]

@@ -16,6 +16,7 @@ from fuserl.curation.sifting import Step
 from fuserl.errors import FuserlError
 from fuserl.records.formats import FORMS, split_path, splits_of
 from fuserl.rewards.made import made
+from fuserl.settings import require_whole
 
 DOMAIN_KEYS = ("sft_share", "sft", "po")  # what `domains` may say of a domain
 
@@ -149,6 +150,8 @@ def _share(value: Any, where: str, *, below_one: bool = False) -> float:
 
 
 def _mixtures(node: Mapping[str, Any], inputs: Sequence[str]) -> dict[str, Mixture]:
+    _require(node["by"] in ("domain", "input"), f"`{node['by']}` is nothing to mix by", "mixture.by", "domain or input")
+    require_whole(1, **{f"mixture__{side}_total": node[f"{side}_total"] for side in ("sft", "po")})
     found = {
         side: Mixture.of(node["by"], node[side], node[f"{side}_total"], repeat=node["repeat"], where=f"mixture.{side}")
         for side in ("sft", "po")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,11 @@ def held_out(given: dict[str, Any]) -> Path:
     score = score_named(given["score"], "score")
     if isinstance(given["samples"], bool) or not isinstance(given["samples"], int) or given["samples"] < 0:
         raise FuserlError(f"`samples` is {given['samples']!r}", where="`samples`", hint="a whole number, 0 or more")
+    settings.require_whole(1, max_new_tokens=given["max_new_tokens"], max_tokens=given["max_tokens"])
+    if not isinstance(given["temperature"], int | float) or not 0 <= given["temperature"] < math.inf:
+        raise FuserlError(
+            f"`temperature` is {given['temperature']!r}", where="`temperature`", hint="a number, 0 (greedy) or more"
+        )
     side = _side(given)
     folder = Path(given["output"] or Path("runs") / settings.digest("evaluate", given, FREE)).expanduser()
     about = settings.decisive(given, FREE) | {"content": content_of(given["model"]), "data_content": side.content}
@@ -87,9 +93,18 @@ def _side(given: Mapping[str, Any]) -> Side:
             f"the data has no split `{split}`", where="`split`", hint=f"it has {', '.join(sorted(known))}"
         )
     sources = tuple(data["sources"]) if data["sources"] else None
-    low, high = data["part"]
+    low, high = _part(data["part"])
     how = {"form": data["format"], "on_bad_row": data["on_bad_row"], "sources": sources, "limit": data["limit"]}
     return Side(path=str(data["path"]), split=split, held_out=None, part=(low, high), **how)
+
+
+def _part(given: Any) -> tuple[float, float]:
+    ends = [end for end in given if isinstance(end, int | float)] if isinstance(given, list) else []
+    if len(ends) != 2 or not 0 <= ends[0] < ends[1] <= 1:
+        raise FuserlError(
+            f"`data.part` is {given!r}", where="`data.part`", hint="two numbers from 0 to 1, the first smaller"
+        )
+    return ends[0], ends[1]
 
 
 def _finished(folder: Path, about: Mapping[str, Any]) -> bool:

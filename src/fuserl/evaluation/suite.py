@@ -18,6 +18,7 @@ from fuserl.errors import FuserlError
 from fuserl.evaluation.benchmarks import results
 from fuserl.evaluation.benchmarks.clean import without
 from fuserl.evaluation.benchmarks.contamination import overlaps, rule_settings
+from fuserl.evaluation.benchmarks.judged import ready
 from fuserl.evaluation.benchmarks.protocol import Benchmark, Result
 from fuserl.evaluation.benchmarks.work import Model, Worker
 from fuserl.evaluation.places import EVALUATION, Place
@@ -72,8 +73,11 @@ def suite(given: dict[str, Any], place: Place) -> Path:
     told = published_rows(given["papers"])
     if given["train_data"]:
         next(read_groups(given["train_data"], needs=Needs(responses=False)))
+    for one in chosen.values():  # what cannot be read or made is told before anything is asked
+        next(iter(one.benchmark.texts()), None)
+        one.benchmark.identity()
     for one in chosen.values():
-        next(iter(one.benchmark.texts()), None)  # questions that cannot be read are told before anything is asked
+        ready(one.graders)
     source = _source(given, place)
     folder = _folder(given, place, source)
     with locked(folder):
@@ -104,6 +108,12 @@ def suite(given: dict[str, Any], place: Place) -> Path:
 def _chosen(name: str, node: Mapping[str, Any]) -> Chosen:
     graders = dict(node.get("graders") or {})
     benchmark = made({key: value for key, value in node.items() if key != "graders"}, f"benchmarks.{name}")
+    if not callable(getattr(benchmark, "texts", None)) or not callable(getattr(benchmark, "run", None)):
+        raise FuserlError(
+            f"this is no benchmark but a {type(benchmark).__name__}",
+            where=f"`benchmarks.{name}`",
+            hint="name one of conf/benchmark, or a class of your own as `_target_` (benchmarks/protocol.py)",
+        )
     return Chosen(benchmark, graders)
 
 

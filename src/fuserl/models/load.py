@@ -55,6 +55,8 @@ def made_ready(model: Any, *, lora: dict[str, Any] | None, checkpointing: str, p
     Raises:
         FuserlError: the model cannot be packed or recomputed, or LoRA cannot be set up.
     """
+    if packing not in ("shared", "padded"):
+        raise FuserlError(f"there is no packing `{packing}`", where="`packing`", hint="shared or padded")
     if packing == "shared" or (_has_attention_interface(model) and not _has_sinks(model)):
         _use_our_attention(model)
     _without_dropout(model)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM
 
+from fuserl.errors import FuserlError
 from fuserl.models import attention
 from fuserl.models.layout import PackLayout
 from fuserl.models.load import dtype_named, made_ready, model_config
@@ -91,13 +92,25 @@ def weightless(
     AttentionMaskInterface.register(NAME, attention.fuserl_mask)
     config = model_config(path, revision=revision)
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype_named(dtype, config))
+        model = _shaped(config, dtype_named(dtype, config), path)
         model = made_ready(model, lora=lora, checkpointing=checkpointing, packing=packing)
     for module in model.modules():
         if getattr(getattr(module, "config", None), "_attn_implementation", None) == attention.NAME:
             module.config._attn_implementation = NAME
     _to_the_processor(model)
     return model
+
+
+def _shaped(config: Any, dtype: torch.dtype, path: str) -> Any:
+    """Raises: FuserlError: no model has these settings."""
+    try:
+        return AutoModelForCausalLM.from_config(config, dtype=dtype)
+    except (RuntimeError, TypeError, ValueError, ArithmeticError, KeyError, AttributeError) as error:
+        raise FuserlError(
+            f"`config.json` describes no model ({str(error).splitlines()[0] if str(error) else error!r})",
+            where=f"`target.path={path}`",
+            hint="copy the folder again from where the model comes from",
+        ) from error
 
 
 def _to_the_processor(model: nn.Module) -> None:

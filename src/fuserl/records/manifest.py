@@ -84,7 +84,7 @@ def read_manifest(folder: Path) -> Manifest:
     """Read it.
 
     Raises:
-        FuserlError: it is missing, broken, of a newer schema, or has a field of another type.
+        FuserlError: it is missing, broken, of a newer schema, has a field of another type, or names a file elsewhere.
     """
     path = folder / "manifest.json"
     try:
@@ -103,8 +103,12 @@ def read_manifest(folder: Path) -> Manifest:
             value = content.get(name, {})
             if not isinstance(value, dict) or not all(isinstance(item, kind) for item in value.values()):
                 raise TypeError(f"`{name}` must map names to {kind.__name__}")
+        if outside := [
+            name for name in content.get("files", {}) if name in ("", ".", "..") or "/" in name or "\0" in name
+        ]:
+            raise ValueError(f"{outside[0]!r} is no name of a file in the folder")
         return Manifest(**content)
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise FuserlError(
             f"the data set's manifest cannot be read ({error})", where=str(path), hint="write the data set again"
         ) from error

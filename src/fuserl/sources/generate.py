@@ -12,7 +12,7 @@ from fuserl.errors import FuserlError
 from fuserl.records.formats import ReadReport
 from fuserl.records.inputs import num_rows
 from fuserl.records.journal import Journal, locked
-from fuserl.settings import digest, plain
+from fuserl.settings import digest, plain, require_whole
 from fuserl.sources.asked import Asked
 from fuserl.sources.asking import Outcome, ask
 from fuserl.sources.chosen import Chosen, chosen_sources
@@ -43,6 +43,9 @@ def generate(cfg: DictConfig) -> Path:
             where="`on_failure`",
             hint="error: stop before the data set is written; leave_out: write it without them",
         )
+    require_whole(1, give_up=settings["give_up"])
+    if not isinstance(settings["seed"], int):
+        raise FuserlError(f"`seed` is {settings['seed']!r}", where="`seed`", hint="a whole number")
     chosen, prompts = chosen_sources(settings), prompts_of(settings["data"])
     by_name((one.source for one in chosen), settings["seed"])
     _first_of(prompts)

@@ -114,7 +114,13 @@ class OpenAIEngine:
 
 def _checked(url: str) -> str:
     """An address without a trailing slash; it is written into folders, so it may hold no secret."""
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+        _ = parts.port  # which is read, and checked, only here
+    except (ValueError, AttributeError, TypeError) as error:
+        raise FuserlError(
+            f"this is no address of a server ({error})", where="`engine.url`", hint="as in http://localhost:8000/v1"
+        ) from None
     if parts.username or parts.password or parts.query or parts.fragment:
         raise FuserlError(
             "the address holds more than an address (a key or a password, perhaps)",

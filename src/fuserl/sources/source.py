@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -117,16 +117,25 @@ def source_of(name: str, settings: Mapping[str, Any]) -> Source:
     given = {key: value for key, value in settings.items() if key != "name"}
     if not given.get("path"):
         raise FuserlError("the source has no model", where=f"`sources.{name}.path`", hint="give a folder or a hub name")
-    sampling = dict(given.pop("sampling", None) or {})
-    if sampling.get("max_tokens") is None:
-        raise FuserlError("an answer's length has no limit", where=where, hint="give `sampling.max_tokens`")
-    stop = sampling.get("stop") or ()
-    sampling["stop"] = [stop] if isinstance(stop, str) else list(stop)
+    drawn = sampling_of(given.pop("sampling", None) or {}, f"`sources.{name}.sampling`")
     _check(given, RULES, where)
-    _check(sampling, SAMPLING_RULES, f"`sources.{name}.sampling`")
     template = _template(name, given.pop("chat_template", None))
-    drawn = Sampling(**sampling | {"stop": tuple(sampling["stop"])})
     return Source(name=name, sampling=drawn, chat_template=template, **given)
+
+
+def sampling_of(settings: Mapping[str, Any], where: str) -> Sampling:
+    """How answers are drawn, from its configuration.
+
+    Raises:
+        FuserlError: a setting is missing, unknown, or out of its range.
+    """
+    sampling = dict(settings)
+    if sampling.get("max_tokens") is None:
+        raise FuserlError("an answer's length has no limit", where=where, hint="give `max_tokens`")
+    stop = sampling.get("stop") or ()
+    sampling["stop"] = [stop] if isinstance(stop, str) or not isinstance(stop, Iterable) else list(stop)
+    _check(sampling, SAMPLING_RULES, where)
+    return Sampling(**sampling | {"stop": tuple(sampling["stop"])})
 
 
 def _template(name: str, value: str | None) -> str | None:

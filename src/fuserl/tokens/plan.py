@@ -175,8 +175,10 @@ def make_plan(
         ("max_steps", 1 if max_steps is None else max_steps),
         ("trainer.devices", ranks),
     ):
-        if value < 1:
-            raise FuserlError(f"`{name}` must be at least 1, not {value}", where=f"`{name}`")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 1:
+            raise FuserlError(
+                f"`{name}` must be at least 1, not {value}", where=f"`{name}`", hint="give a whole number"
+            )
     if not len(costs.rows):
         raise FuserlError(
             "there is no prompt to plan for", where="the plan", hint="look at what was left out of the data"

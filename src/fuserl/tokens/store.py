@@ -112,13 +112,23 @@ class TokenWriter:
 
     Args:
         sources: their numbering; where None they are numbered in sorted order.
+
+    Raises:
+        FuserlError: the cache cannot be written.
     """
 
     def __init__(self, folder: Path, sources: Sequence[str] | None = None) -> None:
         self.folder = folder
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        _remove_orphans(folder)
-        new = Path(tempfile.mkdtemp(prefix=".new-", dir=folder.parent))
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            _remove_orphans(folder)
+            new = Path(tempfile.mkdtemp(prefix=".new-", dir=folder.parent))
+        except OSError as error:
+            raise FuserlError(
+                f"the token store cannot be written: {error.strerror or error}",
+                where=str(folder.parent),
+                hint="give another folder with `cache=DIR`",
+            ) from error
         self.tokens = GrowingArray(new / "tokens.npy", np.int32)
         with suppress(OSError):  # a file system without locks
             fcntl.flock(self.tokens.file, fcntl.LOCK_EX)

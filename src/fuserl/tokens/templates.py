@@ -238,5 +238,10 @@ def _template_text(tokenizer: Any, chat_template: str | None) -> str:
             raise FuserlError(
                 "the chat template file does not exist", where=str(path), hint="check `target.chat_template`"
             )
-        return path.read_text(encoding="utf-8")
+        try:
+            return path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise FuserlError(
+                f"the chat template file cannot be read ({error})", where=str(path), hint="save it as UTF-8 text"
+            ) from error
     return chat_template
