@@ -371,3 +371,29 @@ def test_questions_are_named_as_their_answers_are(name):
     node = compose("evaluate", ["model=x", f"benchmark={name}", f"benchmarks.{name}.questions.path={files[name]}"])
     benchmark = made({key: value for key, value in plain(node)["benchmarks"][name].items() if key != "graders"}, name)
     assert {key for key, _ in benchmark.texts()} == {group.id for group in benchmark.questions.groups}
+
+
+@pytest.mark.parametrize(
+    ("setting", "says"),
+    [
+        ("benchmarks.miniature.samples=0", "`samples` is 0"),
+        ("+benchmarks.miniature.sampling.temp=3", "no setting `temp`"),
+        ("benchmarks.miniature.sampling.temperature=-1", "`temperature` is -1"),
+        ("benchmarks.miniature.sampling.max_tokens=null", "has no limit"),
+        ("benchmarks.miniature.questions.limit=0", "questions.limit"),
+        ("benchmarks.miniature.graders.own.path=no.such", "cannot be imported"),
+        ("benchmarks.miniature.measure._target_=fuserl.nothing", "cannot be made"),
+        ("papers=[fusechta3]", "no published row"),
+        ("on_failure=maybe", "no way to treat failures"),
+        ("benchmarks.miniature._target_=builtins.dict", "no benchmark"),
+    ],
+)
+def test_bad_settings_are_told_before_a_folder_is_made(asked, tmp_path, setting, says):
+    with pytest.raises(FuserlError, match=says):
+        asked("miniature", more=(setting,))
+    assert not (tmp_path / "out").exists()
+
+
+def test_more_draws_than_answers_are_told_at_once(asked):
+    with pytest.raises(FuserlError, match="pass@5 needs 5 answers"):
+        asked("humaneval", more=("benchmarks.humaneval.measure.k=[1,5]",))

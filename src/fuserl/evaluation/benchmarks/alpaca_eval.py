@@ -18,7 +18,7 @@ from fuserl.evaluation.benchmarks.length_control import Controlled, LengthContro
 from fuserl.evaluation.benchmarks.protocol import Graded, Number, Question, Result, Work
 from fuserl.evaluation.benchmarks.questions import Questions
 from fuserl.records.schema import PromptGroup
-from fuserl.sources.protocol import Sampling
+from fuserl.sources.source import sampling_of
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ class AlpacaEval:
     def _answered(self, work: Work) -> tuple[str, str, list[Pair]]:
         """The model's answers beside the baseline's."""
         whose, outputs = self._baseline
-        drawn = Sampling(**dict(self.sampling) | {"stop": tuple(self.sampling.get("stop") or ())})
+        drawn = sampling_of(self.sampling, f"`benchmarks.{self.name}.sampling`")
         groups: Sequence[PromptGroup] = work.answered([Question(group, drawn) for group in self.questions.groups])
         return (
             work.source.name,

@@ -20,13 +20,14 @@ from fuserl.evaluation.benchmarks.arena_files import (
     write_judgments,
 )
 from fuserl.evaluation.benchmarks.arena_numbers import Counting, Numbers, Played, mean_tokens, numbers_of
-from fuserl.evaluation.benchmarks.judged import WITHOUT_AUTHORS, judge_about, ready, sampling_of
+from fuserl.evaluation.benchmarks.judged import WITHOUT_AUTHORS, judge_about, ready
 from fuserl.evaluation.benchmarks.protocol import Graded, Question, Result, Work
 from fuserl.evaluation.benchmarks.questions import Questions
 from fuserl.evaluation.benchmarks.style import Count, Differences, Style, style_of
 from fuserl.records.schema import PromptGroup, Response
 from fuserl.rewards.described import described
 from fuserl.rewards.findings import FIELD
+from fuserl.sources.source import sampling_of
 
 OTHERWISE = "otherwise"  # the baseline of categories that have none of their own
 
@@ -93,7 +94,7 @@ class ArenaHard:
     def _answered(self, work: Work, groups: Sequence[PromptGroup], given: Answers | None) -> list[PromptGroup]:
         """With the model's answers, or those of a file."""
         if given is None:
-            drawn = sampling_of(self.sampling)
+            drawn = sampling_of(self.sampling, f"`benchmarks.{self.name}.sampling`")
             return work.answered([Question(group, drawn) for group in groups])
         texts = given.texts
         return [

@@ -12,17 +12,11 @@ from fuserl.records.manifest import write_text_atomically
 from fuserl.records.schema import PromptGroup
 from fuserl.rewards.findings import FIELD
 from fuserl.rewards.made import made
-from fuserl.sources.protocol import Sampling
 
 WITHOUT_AUTHORS = (
     "the judge was asked in our own words, not the authors': give their file as `graders.judge.prompts` for numbers that "
     "may be set beside published ones"
 )
-
-
-def sampling_of(fields: Mapping[str, Any]) -> Sampling:
-    """How answers are drawn."""
-    return Sampling(**dict(fields) | {"stop": tuple(fields.get("stop") or ())})
 
 
 def ready(graders: Mapping[str, Mapping[str, Any]]) -> None:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fuserl.errors import FuserlError
-from fuserl.evaluation.benchmarks.judged import WITHOUT_AUTHORS, judge_about, ready, sampling_of
+from fuserl.evaluation.benchmarks.judged import WITHOUT_AUTHORS, judge_about, ready
 from fuserl.evaluation.benchmarks.mt_files import GOLD, Ratings, gold_in, judgments_in, write_answers, write_judgments
 from fuserl.evaluation.benchmarks.protocol import Graded, Number, Question, Result, Work
 from fuserl.evaluation.benchmarks.questions import Questions
@@ -21,6 +21,7 @@ from fuserl.records.schema import Message, PromptGroup, Response
 from fuserl.rewards.findings import FIELD
 from fuserl.rewards.turns import REFERENCES
 from fuserl.sources.protocol import Sampling
+from fuserl.sources.source import sampling_of
 
 OTHERWISE = "otherwise"  # the temperature of categories that have none of their own
 TURNS = "turns"  # of a group's extra: what the user says, in order
@@ -152,7 +153,8 @@ class MTBench:
 
     def _sampling(self, category: str) -> Sampling:
         temperature = self.temperatures.get(category, self.temperatures[OTHERWISE])
-        return replace(sampling_of(self.sampling), temperature=float(temperature))
+        sampling = dict(self.sampling) | {"temperature": float(temperature)}
+        return sampling_of(sampling, f"`benchmarks.{self.name}.sampling` and `temperatures`")
 
     def _numbers(self, rated: Sequence[Rated]) -> list[Number]:
         """The mean over all ratings, of each turn, of each category."""

@@ -15,6 +15,7 @@ from fuserl.records.formats import file_rows
 from fuserl.records.hub import HUB, file_of
 from fuserl.records.rows import BadField
 from fuserl.records.schema import PromptGroup
+from fuserl.settings import require_whole
 
 HINT = "without a network, give a file of them with `benchmarks.NAME.questions.path=FILE`"
 
@@ -40,6 +41,9 @@ class Questions:
     split: str | None = None
     revision: str | None = None
     limit: int | None = None
+
+    def __post_init__(self) -> None:
+        require_whole(1, questions__limit=self.limit)
 
     @cached_property
     def groups(self) -> list[PromptGroup]:

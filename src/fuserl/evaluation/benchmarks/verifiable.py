@@ -17,6 +17,7 @@ from fuserl.reporting.statistics import RESAMPLES, bootstrap
 from fuserl.rewards.described import described
 from fuserl.rewards.findings import FIELD
 from fuserl.sources.protocol import Sampling
+from fuserl.sources.source import sampling_of
 
 NORMAL = 1.959963984540054  # its 97.5 % quantile
 PERCENT = 100.0
@@ -32,6 +33,9 @@ class Verifiable:
         sampling: fields of `Sampling`.
         samples: answers a question.
         measure: graded groups -> numbers, the one that tables show first.
+
+    Raises:
+        FuserlError: a setting is out of its range.
     """
 
     name: str
@@ -39,6 +43,22 @@ class Verifiable:
     sampling: Mapping[str, Any]
     samples: int
     measure: Measure
+
+    def __post_init__(self) -> None:
+        where = f"`benchmarks.{self.name}.samples`"
+        if isinstance(self.samples, bool) or not isinstance(self.samples, int) or self.samples < 1:
+            raise FuserlError(f"`samples` is {self.samples!r}", where=where, hint="a whole number, 1 or more")
+        most = max((getattr(self.measure, "keywords", None) or {}).get("k") or [1])
+        if self.samples < most:
+            raise FuserlError(
+                f"pass@{most} needs {most} answers a question, and {self.samples} are asked for",
+                where=where,
+                hint=f"give `benchmarks.{self.name}.samples={most}`, or leave that k out of `measure.k`",
+            )
+        self._drawn()
+
+    def _drawn(self) -> Sampling:
+        return sampling_of(self.sampling, f"`benchmarks.{self.name}.sampling`")
 
     def texts(self) -> Iterator[tuple[str, str]]:
         """See `Benchmark`."""
@@ -55,8 +75,7 @@ class Verifiable:
 
     def run(self, work: Work) -> Result:
         """See `Benchmark`."""
-        drawn = Sampling(**dict(self.sampling) | {"stop": tuple(self.sampling.get("stop") or ())})
-        found = work.answered([Question(group, drawn, self.samples) for group in self.questions.groups])
+        found = work.answered([Question(group, self._drawn(), self.samples) for group in self.questions.groups])
         answered = [group for group in found if group.responses]
         graded = work.scored(answered) if answered else []
         counts, notes = counted(found, graded, self.samples)
