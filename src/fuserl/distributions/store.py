@@ -20,6 +20,7 @@ from jaxtyping import Float, UInt
 
 from fuserl.distributions.topk import TopK
 from fuserl.errors import FuserlError
+from fuserl.records.journal import checked
 
 LAYOUT = 1
 CHECKED = 64  # texts, spread evenly, whose rows are checked when a store is opened
@@ -149,7 +150,7 @@ def read_meta(folder: Path) -> dict[str, Any]:
             raise ValueError(f"layout {meta['layout']}, this fuserl has {LAYOUT}")
         record(int(meta["k"]), int(meta["vocabulary"]))
         return meta | {"made_from": dict(meta["made_from"])}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise FuserlError(
             f"the folder holds no distributions that can be read ({error})",
             where=str(folder),
@@ -164,9 +165,9 @@ def places_of(path: Path) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for number, line in enumerate(path.read_bytes().split(b"\n")[:-1]):
         try:
-            place = json.loads(line)
+            place = json.loads(checked(line))
             found.setdefault(place.pop("key"), place)
-        except (ValueError, KeyError, AttributeError) as error:
+        except (ValueError, KeyError, AttributeError, RecursionError) as error:
             raise FuserlError(
                 f"a line is no record ({error!r})",
                 where=f"{path}, line {number + 1}",

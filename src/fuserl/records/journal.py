@@ -1,6 +1,7 @@
 """What a long verb has already paid for: an append-only file of answers by key, and one process at a time in a folder.
 
-A journal is JSON lines, `{"key": ..., ...}`. A line is written whole and at once, so a process that is killed leaves at
+A journal is JSON lines, `{"key": ..., ..., "crc32": ...}`; the last is a checksum of the rest, so that a damaged record is
+told and never taken for an answer (lines that were written before there were checksums are taken as they are). A line is written whole and at once, so a process that is killed leaves at
 most one torn line, at the end, which the next one cuts off. The first record of a key stays; nothing is overwritten.
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +21,8 @@ from fuserl.records.places import Filling, Places
 
 BLOCK = 1 << 24  # bytes searched at a time for the end of the last whole line
 READ = 1 << 14  # bytes read at a time of a record
+SUM = b', "crc32": "%08x"}'  # the end of a line
+SUM_BYTES, SUM_FIXED = len(SUM % 0), 14  # all of it, and those that are the same in every line
 
 
 class Journal:
@@ -81,9 +85,10 @@ class Journal:
         if offset is None:
             return None
         try:
-            record = json.loads(self._line(offset))
-            record.pop("key")
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            record = json.loads(checked(self._line(offset)))
+            if record.pop("key") != key or "crc32" in record:
+                raise ValueError("its key or its checksum was changed")
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise self._broken(error, f"{self.path}, byte {offset}") from error
         return record
 
@@ -95,7 +100,8 @@ class Journal:
         """
         if key in self:
             return False
-        line = json.dumps({"key": key} | dict(record) | {"key": key}, default=str).encode() + b"\n"
+        line = json.dumps({"key": key} | dict(record) | {"key": key}, default=str).encode()
+        line = line[:-1] + SUM % zlib.crc32(line) + b"\n"
         try:
             written = self._file.write(line)
             while written < len(line):  # a disk that is nearly full takes a part
@@ -150,7 +156,7 @@ class Journal:
             for number, line in enumerate(file):
                 try:
                     key = _key_of(line)
-                except (ValueError, KeyError, TypeError, AttributeError) as error:
+                except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
                     raise self._broken(error, f"{self.path}, line {number + 1}") from error
                 yield offset, key
                 offset += len(line)
@@ -171,11 +177,27 @@ class Journal:
         )
 
 
+def checked(line: bytes) -> bytes:
+    """A record's line, without its end, without its checksum; one that has none (an older one's) as it is.
+
+    Raises:
+        ValueError: it is not what was written.
+    """
+    rest, end = line[:-SUM_BYTES] + b"}", line[-SUM_BYTES:]
+    alike = sum(one == other for one, other in zip(end, SUM % 0, strict=False))
+    if alike < SUM_FIXED - 2:
+        return line
+    if end != SUM % zlib.crc32(rest):
+        raise ValueError("it was changed after it was written: its checksum does not fit")
+    return rest
+
+
 def _key_of(line: bytes) -> bytes:
     """Our own lines begin with the key: no need to parse a long answer, unless the key has something escaped."""
     if line.startswith(b'{"key": "'):
         key = line[9 : line.index(b'"', 9)]
         if b"\\" not in key:
+            key.decode()  # a ValueError where it is no text
             return key
     return json.loads(line)["key"].encode()
 
