@@ -20,8 +20,8 @@ VERBS = {
     "plan": "what a training run will need: steps, tokens, FLOPs, memory by part, hours; loads no weights",
     "align": "what several models expect at every token, fused in the target's vocabulary",
     "merge": "a base and experts of its shape: one model",
-    "evaluate": "a model x prompts it never saw: graded answers, how it reads the best ones",
-    "pipeline": "the stages of a recipe in turn, finished ones skipped",
+    "evaluate": "a model on benchmarks, or on prompts it never saw: answers, grades, numbers with intervals",
+    "pipeline": "the stages of a recipe in turn, finished ones skipped; then one report",
     "compare": "runs side by side: a table with intervals and tests, figures, one page",
     "doctor": "what this machine can do",
 }
