@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
+import socket
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,6 +17,7 @@ import torch
 from conftest import weights  # tests/training/conftest.py
 from forking import Nursery
 from torch.testing import assert_close
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from fuserl.errors import FuserlError
 from fuserl.settings import compose, config_folder, leaves, plain
@@ -77,10 +82,23 @@ CHAINS = {
 }  # fmt: skip
 
 
+@pytest.fixture
+def tied(target, tmp_path) -> Path:
+    """The target with one matrix for embeddings and head, which a checkpoint names twice."""
+    folder = tmp_path / "tied"
+    shutil.copytree(target, folder)
+    (folder / "model.safetensors").unlink()
+    config = AutoConfig.from_pretrained(target, tie_word_embeddings=True)
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config).double().save_pretrained(folder)
+    return folder
+
+
 @pytest.mark.parametrize("chain", CHAINS)
-def test_killed_and_resumed_with_other_processes(chain, run, ranks, tmp_path):
-    longer = (*SHORT, "max_steps=12")
+def test_killed_and_resumed_with_other_processes(chain, run, ranks, tied, tmp_path):
+    longer = (*SHORT, "max_steps=12", f"target.path={tied}")
     alone = run("fusepo_dpo", *longer, output="alone")
+    assert "embed_out.weight" not in weights(alone)
     for count, strategy, until in CHAINS[chain]:
         folder = ranks(count, "fusepo_dpo", *longer, f"trainer={strategy}", output="killed", until=until)
         assert (folder / "summary.json").exists() == (until is None), "the run was over before it was killed"
@@ -133,3 +151,40 @@ def test_every_option_has_the_settings_of_the_default(option):
 def test_a_dtype_that_does_not_exist_is_refused(run):
     with pytest.raises(FuserlError, match="there is no dtype `bf17`"):
         run("fusesft", "trainer=fsdp2", "trainer.strategy.gather=bf17")
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_deepspeed_without_a_gpu_says_what_to_use_before_anything_is_read(stage, run, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr("fuserl.training.run.data_of", None)
+    monkeypatch.setattr("fuserl.training.run.Setup", None)
+    with pytest.raises(FuserlError, match="DeepSpeed needs a GPU") as caught:
+        run("fusesft", f"trainer=deepspeed_zero{stage}", "trainer.devices=2")
+    assert "trainer=fsdp2" in caught.value.hint
+
+
+def test_a_run_over_two_machines_says_how_it_is_started(run):
+    with pytest.raises(FuserlError, match="over 2 machines is started on each of them") as caught:
+        run("fusesft", "trainer=fsdp2", "trainer.nodes=2", "trainer.devices=8")
+    assert "--nnodes=2 --nproc-per-node=8" in caught.value.hint
+
+
+def test_two_machines_are_two_agents_of_torchrun(settings, run, tmp_path):
+    """Here both are this one; what they share is the output folder and the cache."""
+    more = (*SHORT, "max_steps=2")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        meeting = f"--rdzv-endpoint=127.0.0.1:{free.getsockname()[1]}"
+    over = settings("fusesft", *more, "trainer=fsdp2", "trainer.nodes=2", output="both")
+    agent = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1", "--rdzv-backend=c10d"]
+    command = [*agent, meeting, "--local-addr=127.0.0.1", "-m", "fuserl.training.worker", *over]
+    agents = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    said = [agent.communicate()[1] for agent in agents]
+    assert [agent.returncode for agent in agents] == [0, 0], said
+    assert_same(tmp_path / "both", run("fusesft", *more, output="alone"))
+
+
+def test_a_folder_of_another_program_is_no_checkpoint(run, tmp_path):
+    (tmp_path / "run/checkpoints/step-1.ckpt/checkpoint").mkdir(parents=True)
+    with pytest.raises(FuserlError, match="the checkpoint has no `rest.pt`"):
+        run("fusesft", *SHORT)

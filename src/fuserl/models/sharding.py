@@ -102,8 +102,8 @@ def first_ones(value: Tensor) -> Tensor:
 
 
 def is_sharded(model: nn.Module) -> bool:
-    """Whether it is cut up."""
-    return any(isinstance(weight, DTensor) for weight in model.parameters())
+    """Whether it is cut up, by FSDP2 or by DeepSpeed's ZeRO-3, which marks weights with an id."""
+    return any(isinstance(weight, DTensor) or hasattr(weight, "ds_id") for weight in model.parameters())
 
 
 def trained_weights(model: nn.Module, *, keep: bool) -> dict[str, Tensor]:
@@ -114,9 +114,20 @@ def trained_weights(model: nn.Module, *, keep: bool) -> dict[str, Tensor]:
     """
     frozen = {name for name, weight in model.named_parameters() if not weight.requires_grad}
     found = {}
-    for name, part in model.state_dict().items():
+    for name, part in model.state_dict(keep_vars=True).items():
         if name not in frozen:
-            full = part.full_tensor() if isinstance(part, DTensor) else part
+            full = _full(part)
             if keep:
                 found[name] = full.detach().cpu()
     return found
+
+
+def _full(part: Tensor) -> Tensor:
+    if isinstance(part, DTensor):
+        return part.full_tensor()
+    if hasattr(part, "ds_id"):
+        from deepspeed.zero import GatheredParameters  # type: ignore[import-not-found]
+
+        with GatheredParameters([part]):
+            return part.detach().clone()
+    return part

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 from omegaconf import DictConfig, OmegaConf
 
 from fuserl.errors import FuserlError
@@ -43,15 +44,17 @@ def train(cfg: DictConfig) -> Path:
         FuserlError: data, settings or environment cannot work; nothing has been trained then.
     """
     quiet()
-    cfg = cfg.copy()
-    cfg.output = str(cfg.output or Path("runs") / digest("train", plain(cfg)))
+    cfg = named(cfg)
     folder = RunFolder(cfg.output)
     folder.open(cfg)
     if folder.finished():
         say(f"{folder.path} is finished already; nothing to do")
         return folder.path
-    worker = "LOCAL_RANK" in os.environ
-    if not worker and cfg.trainer.devices > 1:
+    strategies.keywords(cfg)  # what cannot be had here is told now
+    worker, place = "LOCAL_RANK" in os.environ, strategies.Place.of(cfg)
+    if not worker and place.nodes > 1:
+        raise strategies.started_on_each(place)
+    if not worker and place.devices > 1:
         return _launch(cfg, folder)
     if worker:
         _run(cfg, folder)
@@ -60,6 +63,13 @@ def train(cfg: DictConfig) -> Path:
             if not folder.finished():  # by a process that held the folder until now
                 _run(cfg, folder)
     return folder.path
+
+
+def named(cfg: DictConfig) -> DictConfig:
+    """The same settings, with the folder that they mean."""
+    cfg = cfg.copy()
+    cfg.output = str(cfg.output or Path("runs") / digest("train", plain(cfg)))
+    return cfg
 
 
 def _launch(cfg: DictConfig, folder: RunFolder) -> Path:
@@ -96,7 +106,7 @@ def _run(cfg: DictConfig, folder: RunFolder) -> None:
     csv.forget_after(start if checkpoint else -1)
     folder.forget_samples_after(start if checkpoint else -1)
     say(_headline(setup, folder, start))
-    if os.environ.get("LOCAL_RANK", "0") == "0":
+    if os.environ.get("RANK", "0") == "0":
         write_manifest_of_run(folder, cfg, setup.template, setup.prepared)
 
     distils = setup.prepared.objective.distillation is not None
@@ -123,6 +133,8 @@ def _run(cfg: DictConfig, folder: RunFolder) -> None:
         done = True
     finally:
         close_loggers(loggers, success=done)
+        if "LOCAL_RANK" not in os.environ and torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()  # of a strategy that has one for one process, too
 
 
 def _optimizer(cfg: DictConfig, num_steps: int) -> partial:

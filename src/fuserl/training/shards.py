@@ -19,6 +19,8 @@ from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, Hu
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
+from fuserl.errors import FuserlError
+
 REST = "rest.pt"
 
 
@@ -63,8 +65,22 @@ def read(folder: Path, tensors: dict[str, Tensor]) -> dict[str, Any]:
     return torch.load(folder / REST, map_location="cpu", weights_only=True)
 
 
+def _require_ours(folder: Path) -> None:
+    if not (folder / REST).is_file():
+        raise FuserlError(
+            f"the checkpoint has no `{REST}`",
+            where=str(folder),
+            hint="DeepSpeed's are read by DeepSpeed alone: go on with the strategy that has written it, or delete it",
+        )
+
+
 def put_together(folder: Path) -> dict[str, Any]:
-    """A checkpoint in pieces as Lightning would have written it in one process."""
+    """A checkpoint in pieces as Lightning would have written it in one process.
+
+    Raises:
+        FuserlError: the folder is another program's.
+    """
+    _require_ours(folder)
     reader = HuggingFaceStorageReader(str(folder))
     known = reader.read_metadata().state_dict_metadata
     tensors = {name: torch.empty(found.size, dtype=found.properties.dtype) for name, found in known.items()}  # type: ignore[union-attr]
@@ -133,7 +149,12 @@ class Pieces:
 
     @torch.no_grad()
     def read(self, folder: Path) -> dict[str, Any]:
-        """Restore weights and states from pieces; gives the rest."""
+        """Restore weights and states from pieces; gives the rest.
+
+        Raises:
+            FuserlError: the folder is another program's.
+        """
+        _require_ours(folder)
         known = HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
         weights, _ = self.weights()
         wanted = {f"weights/{name}": tensor for name, tensor in weights.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from omegaconf import DictConfig
 from fuserl.errors import FuserlError
 from fuserl.training.checkpoints import AtomicCheckpointIO
 from fuserl.training.sharded import ShardedStrategy
+from fuserl.training.zero import WholeDeepSpeed, settings
 
 
 @dataclass(frozen=True)
@@ -24,12 +26,13 @@ class Place:
     nodes: int  # machines
     accelerator: str
     precision: str  # Lightning's name
+    packing: str
 
     @classmethod
     def of(cls, cfg: DictConfig) -> Place:
         """Of a run's settings."""
         trainer = cfg.trainer
-        return cls(trainer.devices, trainer.nodes, trainer.accelerator, trainer.precision)
+        return cls(trainer.devices, trainer.nodes, trainer.accelerator, trainer.precision, trainer.packing)
 
     @property
     def ranks(self) -> int:
@@ -42,6 +45,16 @@ def keywords(cfg: DictConfig) -> dict[str, Any]:
     place = Place.of(cfg)
     chosen: dict[str, Any] = instantiate(cfg.trainer.strategy)(place)
     return {"accelerator": place.accelerator, "devices": place.devices, "num_nodes": place.nodes, **chosen}
+
+
+def started_on_each(place: Place) -> FuserlError:
+    """One process cannot start others on other machines."""
+    return FuserlError(
+        f"a run over {place.nodes} machines is started on each of them",
+        where="`trainer.nodes`",
+        hint=f"there: torchrun --nnodes={place.nodes} --nproc-per-node={place.devices} --rdzv-backend=c10d "
+        "--rdzv-endpoint=FIRST_MACHINE:29500 -m fuserl.training.worker, and the same settings as here; see docs/scale.md",
+    )
 
 
 def automatic(place: Place) -> dict[str, Any]:
@@ -76,3 +89,28 @@ def fsdp2(place: Place, *, gather: str | None) -> dict[str, Any]:
     if place.precision == "64-true":  # Lightning has no name for it here
         return {"strategy": strategy, "plugins": [DoublePrecision(), AtomicCheckpointIO()]}
     return {"strategy": strategy, "precision": place.precision, "plugins": [AtomicCheckpointIO()]}
+
+
+def deepspeed(place: Place, *, stage: int, offload: bool) -> dict[str, Any]:
+    """ZeRO, by DeepSpeed: moments and gradients cut up (stage 2), weights as well (stage 3).
+
+    Raises:
+        FuserlError: there is no GPU, or DeepSpeed is not installed.
+    """
+    if place.accelerator == "cpu" or not torch.cuda.is_available():
+        raise FuserlError(
+            "DeepSpeed needs a GPU, and none is visible or asked for",
+            where="`trainer`",
+            hint="use `trainer=fsdp2`, which cuts up as much, on processors too",
+        )
+    if not find_spec("deepspeed"):
+        raise FuserlError(
+            "DeepSpeed is not installed", where="`trainer`", hint="`pip install fuserl[deepspeed]`, or `trainer=fsdp2`"
+        )
+    if stage == 3 and place.packing != "padded":
+        raise FuserlError(
+            "ZeRO-3 gathers what is called, and packs read the head without calling it",
+            where="`trainer.packing`",
+            hint="use `trainer.packing=padded`, or `trainer=fsdp2`, where packs are cut up as well",
+        )
+    return {"strategy": WholeDeepSpeed(config=settings(stage, offload)), "precision": place.precision}

@@ -37,6 +37,8 @@ class NonFiniteStop(Callback):
     def on_before_optimizer_step(self, trainer: L.Trainer, module: GroupModule, optimizer: Any) -> None:
         """Look at the norm of all gradients, which is also what the run logs."""
         gradients = [weight.grad for weight in module.parameters() if weight.grad is not None]
+        if not gradients:  # DeepSpeed keeps them to itself
+            return
         norm = torch.nn.utils.get_total_norm(gradients)
         if isinstance(norm, DTensor):
             norm = norm.full_tensor()
