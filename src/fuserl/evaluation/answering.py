@@ -20,7 +20,7 @@ from fuserl.tokens.templates import Template
 Score = Callable[[str, str, str | None], float]  # (prompt, answer, reference)
 
 
-def score_named(name: str | None, where: str) -> Score | None:
+def score_named(name: Any, where: str) -> Score | None:
     """The function of a dotted path; None where there is no name.
 
     Raises:
@@ -29,7 +29,7 @@ def score_named(name: str | None, where: str) -> Score | None:
     if not name:
         return None
     try:
-        return get_method(name)
+        return get_method(str(name))
     except Exception as error:  # Hydra wraps whatever an import raises
         raise FuserlError(
             f"`{name}` is no function that can be imported",

@@ -87,7 +87,7 @@ def methods_of(
     ]
 
 
-def only_with(runs: Sequence[Run], wanted: Mapping[str, Any]) -> list[Run]:
+def only_with(runs: Sequence[Run], wanted: Any) -> list[Run]:
     """Runs that have these settings, whole keys or last parts.
 
     Raises:

@@ -129,7 +129,7 @@ def find_runs(given: Sequence[str]) -> tuple[list[Run], list[LeftOut]]:
         unfinished = "; ".join(f"{one.path}: {one.why}" for one in left_out[:5])
         raise FuserlError(
             "no complete run was found" + (f" ({unfinished})" if unfinished else ""),
-            where=", ".join(given),
+            where=", ".join(given) or "`runs`",
             hint="a run is a folder with `config.yaml` and `metrics.csv`; it is complete when it has `summary.json`",
         )
     return runs, left_out

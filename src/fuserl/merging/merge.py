@@ -82,7 +82,7 @@ def merge(cfg: DictConfig) -> Path:
     """
     given, started = plain(cfg), time.monotonic()
     method: Method = configured(given["merge"]["method"])
-    models = opened(given["base"], given["experts"])
+    models = opened(str(given["base"]), given["experts"])
     method.require(len(models) - 1)
     folder = MergeFolder(given["output"] or Path("runs") / settings.digest("merge", given, FREE))
     if folder.finished(given, models):
@@ -221,9 +221,9 @@ def _say_start(job: Job, given: Mapping[str, Any], path: Path) -> None:
     )
 
 
-def _dtype(name: str | None) -> torch.dtype | None:
+def _dtype(name: Any) -> torch.dtype | None:
     """Raises: FuserlError: there is no such dtype."""
-    if name is not None and name not in DTYPES:
+    if name is not None and not (isinstance(name, str) and name in DTYPES):
         raise FuserlError(
             f"there is no dtype `{name}`", where="`merge.dtype`", hint=f"one of {', '.join(DTYPES)}; or null"
         )

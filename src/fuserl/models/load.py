@@ -142,7 +142,10 @@ def _local(path: str) -> str:
 def _not_loadable(what: str, path: str, error: Exception) -> FuserlError:
     text = str(error)
     if "trust_remote_code" in text:
-        hint = "it wants to run code from its repository, which fuserl does not do"
+        hint = (
+            "it wants to run code from its repository; where there is a `trust_remote_code` beside the model, true lets it, "
+            "once you have read that code"
+        )
     elif "safetensors" in text:
         hint = "convert its weights to safetensors; pickled weights can run code and are refused"
     else:

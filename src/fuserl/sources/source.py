@@ -114,6 +114,12 @@ def source_of(name: str, settings: Mapping[str, Any]) -> Source:
         FuserlError: a setting is missing, unknown, or out of its range.
     """
     where = f"`sources.{name}`"
+    if not name.strip() or not name.isprintable():
+        raise FuserlError(
+            f"{name!r} is no name of a source",
+            where="`sources`",
+            hint="give letters that can be seen, as in `+sources.mine.path=...`",
+        )
     given = {key: value for key, value in settings.items() if key != "name"}
     if not given.get("path"):
         raise FuserlError("the source has no model", where=f"`sources.{name}.path`", hint="give a folder or a hub name")
