@@ -142,7 +142,7 @@ def test_ifeval_counts_are_the_recorded_ones(tmp_path):
 
 
 def test_the_target_of_the_small_world_from_end_to_end(asked, tmp_path):
-    folder = asked("gsm8k", "mbpp", "miniature", more=("benchmarks.miniature.questions.limit=40",
+    folder = asked("gsm8k", "mbpp", "miniature", more=("benchmarks.miniature.questions.limit=40", "benchmarks.mbpp.questions.limit=30",
                    "benchmarks.gsm8k.questions.read.form=null", "benchmarks.mbpp.questions.read.form=null"))  # fmt: skip
     found = results.all_in(folder)
     assert set(found) == {"gsm8k", "mbpp", "miniature"}
