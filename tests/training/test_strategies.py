@@ -123,6 +123,13 @@ def test_adapters_probes_and_clipping_in_pieces(run, ranks):
         assert (folder / "adapter/adapter_model.safetensors").exists()
 
 
+def test_an_alarm_that_one_process_sees_stops_all(ranks):
+    """Probes are sampled by the first alone under `ddp`: a rise of their unfinished share is news to the other."""
+    alarm = ("probe.prompts=2", "probe.max_new_tokens=4", "alarm.unfinished_rise=-2", "alarm.stop=true")
+    folder = ranks(2, "fusesft", *SHORT, "max_steps=8", *alarm, "trainer=ddp", output="stopped")
+    assert json.loads((folder / "summary.json").read_text())["steps_done"] == 2
+
+
 def test_weights_may_travel_in_half_precision(run, ranks):
     single = (*SHORT, "trainer.precision=32-true", "target.dtype=float32", "optimizer.lr=1e-3")
     alone = run("fusesft", *single, output="alone")
@@ -148,9 +155,14 @@ def test_every_option_has_the_settings_of_the_default(option):
     assert ours == default
 
 
-def test_a_dtype_that_does_not_exist_is_refused(run):
-    with pytest.raises(FuserlError, match="there is no dtype `bf17`"):
-        run("fusesft", "trainer=fsdp2", "trainer.strategy.gather=bf17")
+@pytest.mark.parametrize(
+    ("setting", "says"),
+    [("strategy.gather=bf17", "there is no dtype `bf17`"), ("compile=true", "layers that are cut up are not compiled")],
+)
+def test_what_cannot_be_cut_up_is_told_first(setting, says, run, monkeypatch):
+    monkeypatch.setattr("fuserl.training.run.Setup", None)
+    with pytest.raises(FuserlError, match=says):
+        run("fusesft", "trainer=fsdp2", f"trainer.{setting}")
 
 
 @pytest.mark.parametrize("stage", [2, 3])

@@ -27,12 +27,15 @@ class Place:
     accelerator: str
     precision: str  # Lightning's name
     packing: str
+    compile: bool
 
     @classmethod
     def of(cls, cfg: DictConfig) -> Place:
         """Of a run's settings."""
         trainer = cfg.trainer
-        return cls(trainer.devices, trainer.nodes, trainer.accelerator, trainer.precision, trainer.packing)
+        return cls(
+            trainer.devices, trainer.nodes, trainer.accelerator, trainer.precision, trainer.packing, trainer.compile
+        )
 
     @property
     def ranks(self) -> int:
@@ -76,8 +79,14 @@ def fsdp2(place: Place, *, gather: str | None) -> dict[str, Any]:
         gather: the dtype in which weights travel and compute; None: their own.
 
     Raises:
-        FuserlError: there is no such dtype.
+        FuserlError: there is no such dtype, or layers are to be compiled as well.
     """
+    if place.compile:
+        raise FuserlError(
+            "layers that are cut up are not compiled",
+            where="`trainer.compile`",
+            hint="use `trainer.compile=false`, or `trainer=ddp`",
+        )
     dtype = getattr(torch, gather, None) if gather else None
     if gather and not isinstance(dtype, torch.dtype):
         raise FuserlError(
