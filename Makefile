@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: help setup bwrap browser demo test test-vllm check bench notebooks clean
+.PHONY: help setup bwrap browser demo test test-vllm audit check bench notebooks clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -51,11 +51,15 @@ VLLM := .venv-vllm/bin
 test-vllm: .venv-vllm/.done  ## engine=vllm and a real `vllm serve` on this processor, in an environment of their own
 	FUSERL_WITH_VLLM=1 VLLM_CPU_KVCACHE_SPACE=1 OMP_NUM_THREADS=1 $(VLLM)/python -m pytest -q tests/with_vllm
 
-check: setup  ## lint, types, import rules, tests
+audit: setup  ## installed packages against constraints.txt, offline; vulnerabilities are not looked up
+	$(BIN)/python tests/house/audit.py
+
+check: setup  ## lint, types, import rules, packages, tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports
+	$(MAKE) --no-print-directory audit
 	$(MAKE) test
 
 BENCHMARKS := dpo_against_trl sft_against_trl matmul_share scaling sweep tokenising deduplicating aligning selecting merging plan_memory sampling verifiers reward_model
