@@ -502,7 +502,7 @@ def test_no_torch_where_the_engine_needs_none(ask):
         "print(sorted({name.split('.')[0] for name in sys.modules} & {'torch', 'transformers', 'datasets', 'vllm', 'ray'}))"
     )
     done = subprocess.run(
-        [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); {code}"],
+        [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(Path(__file__).parents[1])!r}); {code}"],
         capture_output=True,
         text=True,
     )
