@@ -17,7 +17,7 @@ from fuserl.models.load import load_policy
 from fuserl.settings import compose, config_folder
 from fuserl.training import optim
 from fuserl.training.dry_run import findings, plan
-from fuserl.training.estimate import largest_pack
+from fuserl.training.estimate import Model, largest_pack
 from fuserl.training.hardware import Hardware
 from fuserl.training.heap import Heap
 from fuserl.training.run import train
@@ -324,3 +324,32 @@ def test_a_growing_graph_leaves_holes_that_go_with_it():
         step(heap, 300)
         assert heap.top == tops[share], "the next step finds all room again"
     assert tops[0.0] < tops[0.5] < tops[1.0]
+
+
+def test_what_fsdp2_cuts_up_is_divided_and_what_it_gathers_is_not(planned, settings):
+    """By its formula, from the model's own weights; the whole model is there once, before it is cut up."""
+    whole, cut = (planned("trainer.devices=4", *more).memory["none"] for more in ((), ("trainer=fsdp2",)))
+    policy = Model(compose("plan", settings("trainer.devices=4")), "none")
+    root = policy.bytes - sum(policy.layer_bytes)
+    assert root > 0
+    assert len(policy.layer_bytes) == policy.policy.config.num_hidden_layers
+    gathered = 2 * max(policy.layer_bytes) + root
+    assert cut.weights == policy.bytes // 4 + gathered
+    assert cut.optimizer == 2 * (policy.trained_bytes // 4)
+    assert cut.buckets == 0 < whole.buckets
+    assert cut.activations == whole.activations
+    assert cut.peak >= cut.overhead + policy.bytes
+    many = planned("trainer.devices=8", "trainer=fsdp2").memory["none"]
+    assert many.weights < cut.weights
+    assert many.weights > gathered
+
+
+def test_a_run_that_does_not_fit_is_told_of_sharing(planned):
+    """Where weights, and not activations, are what is too much."""
+    several = ("trainer.devices=64", "target.checkpointing=full", "hardware.overhead_gib=0")
+    peak = planned(*several).memory["full"].peak
+    found = planned(*several, f"hardware.memory_gib={0.999 * peak / 2**30}")
+    assert not found.fits
+    cut = planned(*several, "trainer=fsdp2").memory["full"].peak
+    shown = [way for way in found.ways if way.override == "trainer=fsdp2"]
+    assert [way.peak for way in shown] == ([cut] if cut < peak else [])

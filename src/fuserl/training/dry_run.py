@@ -96,7 +96,7 @@ def findings(cfg: DictConfig, prepared: Prepared, hardware: Hardware) -> Finding
     memory = {way: memory_of(cfg, model if way == chosen else Model(cfg, way), prepared, hardware) for way in WAYS}
     amounts = amounts_of(cfg, model, prepared, tokens_naive(prepared))
     rate = hardware.rate(cfg.trainer.precision, model.dtype)
-    time = time_of(amounts, rate, cfg.plan.mfu, cfg.trainer.devices)
+    time = time_of(amounts, rate, cfg.plan.mfu, prepared.train.plan.ranks)
     fits = memory[chosen].peak <= hardware.memory
     return Findings(
         amounts, memory, time, fits, hardware, model.num_parameters, model.num_trained, len(pack.input_ids),
@@ -136,7 +136,7 @@ def _run_rows(cfg: DictConfig, prepared: Prepared, found: Findings) -> list[tupl
         ),
         (
             "hardware",
-            f"{cfg.trainer.devices} x {found.hardware.name}",
+            f"{run.ranks} x {found.hardware.name}",
             f"{cfg.trainer.precision}, weights {cfg.target.dtype}",
         ),
         ("steps", f"{amounts.steps:,}", f"of {cfg.batch_size} prompts, in {run.packs_per_step} pack(s) on each device"),
@@ -184,7 +184,7 @@ def _memory_table(cfg: DictConfig, found: Findings) -> Table:
 
 def _time_rows(cfg: DictConfig, found: Findings) -> list[tuple[str, str, str]]:
     time = found.time
-    at = f"at {cfg.plan.mfu:.0%} of the peak rate, on {cfg.trainer.devices} device(s)"
+    at = f"at {cfg.plan.mfu:.0%} of the peak rate, on {cfg.trainer.devices * cfg.trainer.nodes} device(s)"
     return [
         ("training", _hours(time.training), at),
         ("reference", _hours(time.reference), "where nothing is cached"),

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from fuserl.models.scoring import Packed, Padded, Scoring, rows_within
+from fuserl.models.scoring import Packed, Padded, Scoring, causal_lm, layers, rows_within
 from fuserl.models.weightless import weightless
 from fuserl.tokens.collate import GroupBatch, collate
 from fuserl.tokens.plan import Plan, first_of_kind, next_fit
@@ -31,6 +31,7 @@ from fuserl.training.heap import LIVED_IN, LIVED_IN_BESIDE_ADAPTERS, Heap
 from fuserl.training.prepare import Prepared
 from fuserl.training.rehearsal import Peak, rehearse
 from fuserl.training.setup import dtype_of, logits_gib, rounded_up
+from fuserl.training.strategies import cuts_up
 
 LOOKED_AT = 64  # steps with the most tokens, among which the largest pack is looked for
 ENTRY = 64  # bytes of the reference cache on disk for one response: key, sum, count, SQLite's own
@@ -95,6 +96,7 @@ class Model:
         self.bytes = sum(part.nbytes for part in (*weights, *self.policy.buffers()))
         self.num_trained = sum(weight.numel() for weight in weights if weight.requires_grad)
         self.trained_bytes = sum(weight.nbytes for weight in weights if weight.requires_grad)
+        self.layer_bytes = [sum(w.nbytes for w in layer.parameters()) for layer in layers(causal_lm(self.policy)) or ()]
 
 
 def scoring_of(cfg: DictConfig, policy: Any, hardware: Hardware, *, linear: bool) -> Scoring:
@@ -160,7 +162,7 @@ def reference_pack(split: Split, *, padded: bool) -> GroupBatch:
 
 def memory_of(cfg: DictConfig, model: Model, prepared: Prepared, hardware: Hardware) -> Memory:
     """By a rehearsal of one step."""
-    plan, devices, padded = prepared.train.plan, cfg.trainer.devices, cfg.trainer.packing == "padded"
+    plan, padded = prepared.train.plan, cfg.trainer.packing == "padded"
     splits = [split for split in (prepared.train, prepared.validation) if split]
     before = [reference_pack(split, padded=padded) for split in splits] if prepared.objective.uses_reference else []
     before += [largest_pack(prepared.validation, padded=padded)] if prepared.validation else []
@@ -175,17 +177,40 @@ def memory_of(cfg: DictConfig, model: Model, prepared: Prepared, hardware: Hardw
         heap=heap_of(model, hardware),
         distillation=prepared.objective.distillation,
     )
-    return Memory(
+    whole = Memory(
         weights=model.bytes,
         optimizer=MOMENTS * model.trained_bytes,
         gradients=max(peak.gradients, 0),
         activations=peak.activations,
         head=peak.head,
         kept=peak.kept,
-        buckets=model.trained_bytes if devices > 1 else 0,
+        buckets=model.trained_bytes if plan.ranks > 1 else 0,
         scoring=model.trained_bytes + peak.scoring + other_reference(cfg, prepared),
         export=model.bytes,
         overhead=int(hardware.overhead),
+    )
+    return cut_up(whole, model, plan.ranks, hardware) if cuts_up(cfg) and plan.ranks > 1 else whole
+
+
+def cut_up(whole: Memory, model: Model, ranks: int, hardware: Hardware) -> Memory:
+    """A device's share under `fsdp2`: what is cut up, and what is gathered while it computes (docs/scale.md).
+
+    Two layers are whole at a time, one that computes and one that comes; all that is no layer (embeddings, head) is whole
+    through a pack, its gradient too. Before it is cut up the model is whole, and fills the reference.
+    """
+    layer, root = 2 * max(model.layer_bytes, default=0), model.bytes - sum(model.layer_bytes)
+    share = model.trained_bytes // ranks
+    weights, optimizer = model.bytes // ranks + layer + root, MOMENTS * share
+    trained = model.trained_bytes / max(1, model.bytes)
+    gathered = int(trained * (layer + root))
+    return replace(
+        whole,
+        weights=weights,
+        optimizer=optimizer,
+        gradients=share + gathered + max(0, whole.gradients - model.trained_bytes),
+        buckets=0,
+        scoring=whole.scoring - model.trained_bytes + max(0, model.bytes - weights - optimizer),
+        export=0 if hardware.accelerator == "gpu" else whole.export,  # put together in main memory
     )
 
 

@@ -43,6 +43,11 @@ class Place:
         return self.devices * self.nodes
 
 
+def cuts_up(cfg: DictConfig) -> bool:
+    """Whether each process holds a share of weights, gradients and moments alone, as `fsdp2` has it."""
+    return cfg.trainer.strategy["_target_"] == f"{__name__}.{fsdp2.__name__}"
+
+
 def keywords(cfg: DictConfig) -> dict[str, Any]:
     """What `trainer.strategy` asks of Lightning's trainer, and the place beside it."""
     place = Place.of(cfg)

@@ -13,6 +13,7 @@ from fuserl.tokens.plan import make_plan
 from fuserl.training.estimate import Memory, Model, memory_of
 from fuserl.training.hardware import Hardware
 from fuserl.training.prepare import Prepared
+from fuserl.training.strategies import cuts_up
 
 ADAPTERS = "{r: 16, target_modules: all-linear}"
 
@@ -73,14 +74,30 @@ def ways_out(cfg: DictConfig, prepared: Prepared, hardware: Hardware, peak: int)
     Args:
         peak: bytes of one device as it is.
     """
-    taken: list[Way] = []
-    now, least = cfg, peak
+    taken, now, least = over_devices(cfg, prepared, hardware, peak)
+    if least <= hardware.memory:
+        return taken
     for propose in WAYS:
         for way, changed in _best(propose, now, least, prepared, hardware):
             taken, now, least = [*taken, way], changed, way.peak
         if least <= hardware.memory:
             break
     return [*taken, *larger_devices(cfg, prepared, hardware)]
+
+
+def over_devices(
+    cfg: DictConfig, prepared: Prepared, hardware: Hardware, peak: int
+) -> tuple[list[Way], DictConfig, int]:
+    """FSDP2, where there are devices to share; with the settings and the bytes from there on."""
+    if prepared.train.plan.ranks == 1 or cuts_up(cfg):
+        return [], cfg, peak
+    changed = cfg.copy()
+    changed.trainer.strategy = compose("train", ["trainer=fsdp2"]).trainer.strategy
+    least = reckon(changed, prepared, hardware).peak
+    if least >= peak:
+        return [], cfg, peak
+    why = "weights, gradients and moments cut up over the devices: more traffic, the same result"
+    return [Way("trainer=fsdp2", why, least, least <= hardware.memory)], changed, least
 
 
 def _best(
@@ -101,7 +118,7 @@ def _best(
 
 
 def larger_devices(cfg: DictConfig, prepared: Prepared, hardware: Hardware) -> list[Way]:
-    """More devices of a kind do not help: each holds all weights (DDP)."""
+    """As it is, on devices with more memory."""
     found = []
     for path in sorted((config_folder() / "hardware").glob("*.yaml")):
         other = Hardware.of(compose("plan", [f"hardware={path.stem}", "data=miniature"]).hardware)
