@@ -41,7 +41,10 @@ def test_weights_and_data_are_never_unpickled():
             if isinstance(node, ast.Call) and ast.unparse(node.func) in ("torch.load", "np.load", "numpy.load"):
                 said = {word.arg: ast.unparse(word.value) for word in node.keywords}
                 against = "weights_only" if "torch" in ast.unparse(node.func) else "allow_pickle"
-                assert said.get(against) in ("True" if against == "weights_only" else "False",), (path, ast.unparse(node))
+                assert said.get(against) in ("True" if against == "weights_only" else "False",), (
+                    path,
+                    ast.unparse(node),
+                )
 
 
 def test_what_is_run_in_ci_is_what_the_readme_says():

@@ -48,7 +48,9 @@ def test_three_models_and_four_published_rows(tmp_path):
         about = json.loads(ours[f"name={name}", "miniature"]["about"])
         assert about["date"]
         assert about["graders"] == {"own": "FunctionScorer fuserl.miniature.tasks.score"}
-    published = {row["model"]: row["value"] for row in rows if row["published"] == "yes" and row["benchmark"] == "gsm8k"}
+    published = {
+        row["model"]: row["value"] for row in rows if row["published"] == "yes" and row["benchmark"] == "gsm8k"
+    }
     assert published["FuseChat-3.0: FuseChat-Llama-3.1-8B"] == "88.0"
     assert len(published) == 4
     page = (folder / "index.html").read_text(encoding="utf-8")
