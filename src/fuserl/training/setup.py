@@ -26,6 +26,7 @@ from fuserl.terminal import say
 from fuserl.tokens.collate import PADDING, GroupBatch
 from fuserl.tokens.scores import scores_of
 from fuserl.tokens.templates import Template, load_template
+from fuserl.training import ranges
 from fuserl.training.datamodule import Split
 from fuserl.training.group_module import Report
 from fuserl.training.prepare import Prepared, prepare, reported_pairs
@@ -81,6 +82,7 @@ def data_of(cfg: DictConfig, device: str | None = None) -> tuple[Any, Template, 
     Raises:
         FuserlError: data or settings cannot work.
     """
+    ranges.require(cfg)
     if cfg.trainer.precision in ("bf16-true", "16-true", "transformer-engine"):
         raise FuserlError(
             f"precision {cfg.trainer.precision} would round rewards and reference log-probs too",
