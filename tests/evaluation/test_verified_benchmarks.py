@@ -7,6 +7,7 @@ import itertools
 import json
 import math
 import shutil
+import time
 from pathlib import Path
 
 import kit
@@ -261,6 +262,9 @@ def test_wandb_gets_numbers_and_answers(asked, tmp_path, monkeypatch):
     folder = asked("miniature", more=more)
     for _ in range(2):  # a second command replaces the record instead of doubling it
         (record,) = (folder / "wandb").glob("offline-run-*")
+        deadline = time.monotonic() + 20
+        while len(list(record.rglob("*.table.json"))) < 2 and time.monotonic() < deadline:
+            time.sleep(0.05)  # W&B's service may write after the run has ended
         rows = [json.loads(path.read_text()) for path in record.rglob("*.table.json")]
         numbers = next(table for table in rows if table["columns"][0] == "benchmark")
         value = results.read(folder / "miniature").numbers[0].value

@@ -14,7 +14,7 @@ import wandb
 from omegaconf import OmegaConf
 from wandb.proto import wandb_internal_pb2
 
-from fuserl.reporting.window import mode, without_secrets
+from fuserl.reporting.window import mode, set_aside, without_secrets
 from fuserl.training import run as run_module
 from fuserl.training.logged import MOST_ANSWERS, answers, name_of, sweep_of
 from fuserl.training.wandb_run import WandbRun
@@ -216,3 +216,14 @@ def test_names_of_data_and_models():
     assert name_of("/x/miniature/data") == "miniature-data"
     assert name_of("data") == "data"
     assert name_of("a/prompts.parquet") == "prompts"
+
+
+def test_records_that_began_in_one_second_are_all_set_aside(tmp_path):
+    for text in ("first", "second", "third"):
+        record = tmp_path / "wandb" / "offline-run-20260101_000000-id"
+        record.mkdir(parents=True)
+        (record / "text").write_text(text)
+        set_aside(tmp_path, "id")
+    kept = sorted((tmp_path / "wandb" / "superseded").iterdir())
+    assert sorted((one / "text").read_text() for one in kept) == ["first", "second", "third"]
+    assert not list((tmp_path / "wandb").glob("offline-run-*"))

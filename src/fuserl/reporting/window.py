@@ -6,6 +6,7 @@ import netrc
 import os
 import re
 from collections.abc import Mapping
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -59,4 +60,5 @@ def set_aside(folder: Path, run_id: str) -> None:
     for older in (folder / "wandb").glob(f"offline-run-*-{run_id}"):
         aside = older.parent / "superseded"
         aside.mkdir(exist_ok=True)
-        older.rename(aside / older.name)
+        names = chain([older.name], (f"{older.name}-{number}" for number in count(2)))
+        older.rename(next(aside / name for name in names if not (aside / name).exists()))  # two may begin in one second
