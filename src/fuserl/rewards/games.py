@@ -90,7 +90,6 @@ class GameJudge:
             again_temperature=again_temperature,
             after=after,
         )
-        self._engine: Engine | None = None
 
     def identity(self) -> Mapping[str, Any]:
         """The judge and what it is asked."""
@@ -116,9 +115,7 @@ class GameJudge:
                     waiting[key] = pair
                     yield self._question(key, item, *texts)
 
-        if self._engine is None:
-            self._engine = self.judging.engine(self.judging.source)
-        for question, reply in self.judging.replies(self._engine, questions(), verdict_of):
+        for question, reply in self.judging.replies(questions(), verdict_of):
             pair = waiting.pop(question.key)
             pair.replies[question.key] = reply
             if len(pair.replies) == len(pair.keys):
@@ -129,9 +126,7 @@ class GameJudge:
 
     def close(self) -> None:
         """Close the engine."""
-        if self._engine is not None:
-            self._engine.close()
-            self._engine = None
+        self.judging.close()
 
     def _unasked(self, item: Item) -> Score | None:
         """What is known without a judge."""

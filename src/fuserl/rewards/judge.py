@@ -59,7 +59,6 @@ class Judge:
             again_temperature=again_temperature,
             after=after,
         )
-        self._engine: Engine | None = None
 
     def identity(self) -> Mapping[str, Any]:
         """The judge, what it is asked, and its range."""
@@ -81,7 +80,7 @@ class Judge:
                 asked[item.key] = item
                 yield self.judging.question(item.key, self._texts(item))
 
-        for question, reply in self.judging.replies(self._opened(), questions(), self._rating):
+        for question, reply in self.judging.replies(questions(), self._rating):
             yield self._score(asked.pop(question.key), reply)
             while unasked:
                 yield unasked.pop()
@@ -89,14 +88,7 @@ class Judge:
 
     def close(self) -> None:
         """Close the engine."""
-        if self._engine is not None:
-            self._engine.close()
-            self._engine = None
-
-    def _opened(self) -> Engine:
-        if self._engine is None:
-            self._engine = self.judging.engine(self.judging.source)
-        return self._engine
+        self.judging.close()
 
     def _why_not(self, item: Item) -> str:
         """Why the judge is not asked; empty where it is."""

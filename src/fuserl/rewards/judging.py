@@ -94,9 +94,18 @@ class Judging:
         today = datetime.now(UTC).date().isoformat()
         return {"judge": self.source.path, "template": self.template_hash, "date": today}
 
-    def replies(
-        self, engine: Engine, questions: Iterable[Question], read: Callable[[str], Any]
-    ) -> Iterator[tuple[Question, Reply]]:
+    @cached_property
+    def _opened(self) -> Engine:
+        """The engine, started when it is first asked."""
+        return self.engine(self.source)
+
+    def close(self) -> None:
+        """Close the engine; it starts again where it is asked again."""
+        opened = self.__dict__.pop("_opened", None)
+        if opened is not None:
+            opened.close()
+
+    def replies(self, questions: Iterable[Question], read: Callable[[str], Any]) -> Iterator[tuple[Question, Reply]]:
         """A reply a question, as they come; one that cannot be read is asked again, with another seed.
 
         Args:
@@ -115,7 +124,7 @@ class Judging:
                 yield request
 
         while True:
-            for result in engine.answer(requests()):
+            for result in self._opened.answer(requests()):
                 question, attempt = asked.pop(result.key)
                 if isinstance(result, Failure):
                     yield question, Reply(failure=result)

@@ -95,7 +95,6 @@ class PairwiseJudge:
             again_temperature=again_temperature,
             after=after,
         )
-        self._engine: Engine | None = None
 
     def identity(self) -> Mapping[str, Any]:
         """The judge and what it is asked; whom an answer meets is its context."""
@@ -125,9 +124,7 @@ class PairwiseJudge:
                 if whole.ready():
                     ready.append(whole)
 
-        if self._engine is None:
-            self._engine = self.judging.engine(self.judging.source)
-        for question, reply in self.judging.replies(self._engine, questions(), _preferred):
+        for question, reply in self.judging.replies(questions(), _preferred):
             if reply.failure is None:
                 known[question.key] = reply
                 if len(known) > REMEMBERED:
@@ -142,9 +139,7 @@ class PairwiseJudge:
 
     def close(self) -> None:
         """Close the engine."""
-        if self._engine is not None:
-            self._engine.close()
-            self._engine = None
+        self.judging.close()
 
     def _comparisons(self, item: Item) -> tuple[Comparisons, dict[str, dict[str, str]]]:
         """What the answer's score needs, and the texts of each question by its key."""

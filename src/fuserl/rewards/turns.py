@@ -79,7 +79,6 @@ class TurnJudge:
             again_temperature=again_temperature,
             after=after,
         )
-        self._engine: Engine | None = None
 
     def identity(self) -> Mapping[str, Any]:
         """The judge, what it is asked, and its range."""
@@ -98,16 +97,12 @@ class TurnJudge:
                 asked[item.key] = item
                 yield self._question(item)
 
-        if self._engine is None:
-            self._engine = self.judging.engine(self.judging.source)
-        for question, reply in self.judging.replies(self._engine, questions(), self._rating):
+        for question, reply in self.judging.replies(questions(), self._rating):
             yield self._score(asked.pop(question.key), reply)
 
     def close(self) -> None:
         """Close the engine."""
-        if self._engine is not None:
-            self._engine.close()
-            self._engine = None
+        self.judging.close()
 
     def _question(self, item: Item) -> Question:
         """Raises: FuserlError: the conversation has more than two questions, or fewer references."""
