@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from fuserl.errors import FuserlError
 from fuserl.evaluation.benchmarks.judged import file_name, written
-from fuserl.evaluation.benchmarks.questions import rows
+from fuserl.evaluation.benchmarks.questions import read_row, rows
 from fuserl.evaluation.benchmarks.style import Style
 from fuserl.records.schema import Message, PromptGroup
 from fuserl.rewards.games import verdict_of
@@ -122,15 +122,7 @@ def _each(path: str, revision: str | None, read: Callable[[Row], tuple[Any, str,
     """
     found: dict[str, Any] = {}
     for where, row in rows(path, None, None, revision):
-        try:
-            one = read(row)
-        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-            missing = f"it has no `{error.args[0]}`" if isinstance(error, KeyError) else str(error)
-            raise FuserlError(
-                f"the row is not one of Arena-Hard's {what} ({missing})",
-                where=where,
-                hint="docs/judges.md says what its files hold",
-            ) from error
+        one = read_row(read, where, row, f"not one of Arena-Hard's {what}", "docs/judges.md says what its files hold")
         if one[1] in found:
             raise FuserlError(f"question `{one[1]}` appears twice", where=where, hint="take one of the rows out")
         found[one[1]] = one

@@ -20,7 +20,7 @@ from itertools import islice
 from typing import Any
 
 from fuserl.errors import FuserlError
-from fuserl.evaluation.benchmarks.questions import Questions, Row, rows
+from fuserl.evaluation.benchmarks.questions import CARD, Questions, Row, read_row, rows
 from fuserl.evaluation.benchmarks.readers import worded
 from fuserl.records.schema import PromptGroup
 from fuserl.rewards.trial import Calls, Case
@@ -64,7 +64,7 @@ class Kept(Questions):
         """
         found: dict[str, PromptGroup] = {}
         for where, row in islice(self._taken(), self.limit):
-            group = self._read(where, row)
+            group = read_row(self.read, where, row, "no question of this benchmark", CARD)
             if group.id in found:
                 raise FuserlError(f"the id `{group.id}` appears twice", where=where, hint="take one file out of `also`")
             found[group.id] = group

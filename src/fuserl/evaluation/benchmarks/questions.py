@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from fuserl.errors import FuserlError
 from fuserl.records.formats import file_rows
@@ -19,7 +19,10 @@ from fuserl.settings import require_whole
 
 HINT = "without a network, give a file of them with `benchmarks.NAME.questions.path=FILE`"
 
+CARD = "`questions.path` must be the benchmark's own file; its card says what its rows hold"
+
 Row = Mapping[str, Any]
+Found = TypeVar("Found")
 Read = Callable[[Row], PromptGroup]  # raises KeyError, TypeError or ValueError where a row is not as it must be
 
 
@@ -56,7 +59,7 @@ class Questions:
         for where, row in rows(self.path, self.subset, self.split, self.revision):
             if self.limit is not None and len(found) >= self.limit:
                 break
-            group = self._read(where, row)
+            group = read_row(self.read, where, row, "no question of this benchmark", CARD)
             if group.id in found:
                 raise FuserlError(f"the id `{group.id}` appears twice", where=where, hint="take one of the rows out")
             found[group.id] = group
@@ -76,16 +79,21 @@ class Questions:
         """(id, text) of every user's turn."""
         return ((group.id, turn.content) for group in self.groups for turn in group.prompt if turn.role == "user")
 
-    def _read(self, where: str, row: Row) -> PromptGroup:
-        try:
-            return self.read(row)
-        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-            missing = f"it has no `{error.args[0]}`" if isinstance(error, KeyError) else str(error)
-            raise FuserlError(
-                f"the row is no question of this benchmark ({missing})",
-                where=where,
-                hint="`questions.path` must be the benchmark's own file; its card says what its rows hold",
-            ) from error
+
+def read_row(read: Callable[[Row], Found], where: str, row: Row, what: str, hint: str) -> Found:
+    """What a reader makes of a row.
+
+    Args:
+        what: the row should be.
+
+    Raises:
+        FuserlError: it is something else, and the reader stumbled.
+    """
+    try:
+        return read(row)
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        missing = f"it has no `{error.args[0]}`" if isinstance(error, KeyError) else str(error)
+        raise FuserlError(f"the row is {what} ({missing})", where=where, hint=hint) from error
 
 
 def rows(path: str, subset: str | None, split: str | None, revision: str | None) -> Iterator[tuple[str, Row]]:
