@@ -24,6 +24,7 @@ FREE = (
     "resume",
     "metric",
     "logger",
+    "nonfinite",
     "trainer.accelerator",
     "trainer.devices",
     "trainer.nodes",

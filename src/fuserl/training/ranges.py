@@ -43,6 +43,7 @@ RULES: dict[str, Rule] = {
     "optimizer.warmup": _number(0, 1, said="a share from 0 to 1"),
     "optimizer.floor": _number(0, 1, said="a share from 0 to 1"),
     "optimizer.clip": _or(None, _number(0, said="a number, 0 or more")),
+    "nonfinite.skips": _whole(0),
     "data.part": (_share, "two numbers from 0 to 1, the first smaller"),
     "data.max_length": _whole(1),
     "probe.prompts": _whole(0),

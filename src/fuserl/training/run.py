@@ -194,6 +194,7 @@ def _write_results(
         "attention_backend": setup.backend,
         "reference_cache": setup.reference_stats,
         "alarms": watching.alarm.alarms,
+        "skipped_steps": watching.nonfinite.skipped,
         "test": _tested(cfg, setup, folder, test_groups),
     }
     summary = summarise(folder, cfg, setup.prepared, csv.rows, measured)

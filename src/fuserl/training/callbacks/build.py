@@ -23,6 +23,7 @@ class Watchers:
     callbacks: list[Callback]
     throughput: Throughput
     alarm: CollapseAlarm
+    nonfinite: NonFiniteStop
     val_every: int  # optimiser steps
 
 
@@ -35,17 +36,17 @@ def watchers(cfg: DictConfig, setup: Setup, folder: RunFolder) -> Watchers:
         peak_flops(setup.device),
         cfg.trainer.log_every,
     )
-    alarm = CollapseAlarm(**cfg.alarm)
+    alarm, nonfinite = CollapseAlarm(**cfg.alarm), NonFiniteStop(cfg.nonfinite.skips)
     callbacks = [
         FirstStepCheck(_tolerance(cfg, setup)),
-        NonFiniteStop(),
+        nonfinite,
         throughput,
         *_probe(cfg, setup, folder),
         alarm,
         _checkpoints(folder, every(cfg.trainer.checkpoint_every, plan.steps)),
         *([RichProgressBar()] if cfg.trainer.progress_bar else []),
     ]
-    return Watchers(callbacks, throughput, alarm, min(plan.steps, every(cfg.trainer.val_every, plan.steps)))
+    return Watchers(callbacks, throughput, alarm, nonfinite, min(plan.steps, every(cfg.trainer.val_every, plan.steps)))
 
 
 def _tolerance(cfg: DictConfig, setup: Setup) -> float:

@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import Callback
 from torch.distributed.tensor import DTensor
 
 from fuserl.errors import FuserlError
+from fuserl.terminal import say
 from fuserl.training.datamodule import GroupDataModule
 from fuserl.training.first_step import check_first_pack
 from fuserl.training.group_module import GroupModule
@@ -32,24 +33,75 @@ class FirstStepCheck(Callback):
 
 
 class NonFiniteStop(Callback):
-    """Stops before a NaN or infinite gradient reaches the weights, and names the groups of the step."""
+    """Keeps NaN and infinite gradients from the weights: leaves so many such steps out, and stops at the next one.
+
+    A step that is left out changes neither weights nor moments and is not measured; it counts as done, so that the
+    schedule and the order of prompts go on. The norm is that of the gradients summed over all ranks: all decide alike.
+
+    Args:
+        skips: steps of the whole run that may be left out.
+    """
+
+    def __init__(self, skips: int) -> None:
+        self.skips = skips
+        self.skipped: list[dict[str, Any]] = []
+
+    def on_train_batch_start(self, trainer: L.Trainer, module: GroupModule, batch: Any, batch_index: int) -> None:
+        """Remember what was measured before a step's first pack."""
+        if batch_index % trainer.accumulate_grad_batches == 0:
+            self._seen, self._told = module.seen, len(self.skipped)
 
     def on_before_optimizer_step(self, trainer: L.Trainer, module: GroupModule, optimizer: Any) -> None:
-        """Look at the norm of all gradients, which is also what the run logs."""
+        """Look at the norm of all gradients, which is also what the run logs.
+
+        Raises:
+            FuserlError: it is not finite, and no step may be left out any more.
+        """
         gradients = [weight.grad for weight in module.parameters() if weight.grad is not None]
         if not gradients:  # DeepSpeed keeps them to itself
             return
         norm = torch.nn.utils.get_total_norm(gradients)
         if isinstance(norm, DTensor):
             norm = norm.full_tensor()
-        if not torch.isfinite(norm):
-            data: GroupDataModule = trainer.datamodule
+        if torch.isfinite(norm):
+            module.latest["train/grad_norm"] = float(norm)
+        else:
+            self._leave_out(trainer, module)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, module: GroupModule, outputs: Any, batch: Any, batch_index: int
+    ) -> None:
+        """Tell the loggers, in the row of the step."""
+        if len(self.skipped) > self._told:
+            module.publish({"train/skipped_steps": float(len(self.skipped))})
+
+    def _leave_out(self, trainer: L.Trainer, module: GroupModule) -> None:
+        step, data = trainer.global_step, trainer.datamodule  # type: ignore[attr-defined]
+        names = ", ".join(data.names_of_step(step))
+        if len(self.skipped) >= self.skips:
+            before = f", and {self.skips} were left out before it" if self.skips else ""
             raise FuserlError(
-                f"the gradient of optimiser step {trainer.global_step} is not finite",
-                where=f"groups {', '.join(data.names_of_step(trainer.global_step))}",
-                hint="lower `optimizer.lr`, look at these groups' rewards and lengths, or train in bf16-mixed or 32-true",
+                f"the gradient of optimiser step {step} is not finite{before}",
+                where=f"groups {names}",
+                hint="lower `optimizer.lr`, look at these groups' rewards and lengths, train in bf16-mixed or 32-true; "
+                f"or run it again with `nonfinite.skips={len(self.skipped) + 1}`, which goes on without this step",
             )
-        module.latest["train/grad_norm"] = float(norm)
+        for weight in module.parameters():
+            weight.grad = None  # what has no gradient is left alone by the optimiser: weight, moments, decay
+        module.seen = self._seen
+        self.skipped.append({"step": step, "groups": data.names_of_step(step)})
+        say(
+            f"optimiser step {step} is left out ({len(self.skipped)} of {self.skips}): its gradient is not finite; "
+            f"groups {names}"
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was left out, so that a resumed run counts on."""
+        return {"skipped": self.skipped}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """After a resume."""
+        self.skipped = list(state_dict["skipped"])
 
 
 class CollapseAlarm(Callback):
