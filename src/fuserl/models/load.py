@@ -100,7 +100,7 @@ def load_tokenizer(path: str, *, revision: str | None = None) -> Any:
         kind = PreTrainedTokenizerFast if said in ("PreTrainedTokenizerFast", "TokenizersBackend") else AutoTokenizer
         tokenizer = kind.from_pretrained(_local(path), revision=revision, trust_remote_code=False)
     except Exception as error:
-        raise _not_loadable("tokenizer", path, error) from error
+        raise not_loadable("tokenizer", path, error) from error
     if not getattr(tokenizer, "is_fast", False):
         raise FuserlError("only fast tokenizers are supported", where=str(path), hint="save it with a tokenizer.json")
     return tokenizer
@@ -131,7 +131,7 @@ def _load(auto: Any, path: str, **kwargs: Any) -> Any:
     try:
         return auto.from_pretrained(_local(path), **kwargs)
     except Exception as error:
-        raise _not_loadable("model", path, error) from error
+        raise not_loadable("model", path, error) from error
 
 
 def _local(path: str) -> str:
@@ -139,7 +139,8 @@ def _local(path: str) -> str:
     return str(expanded) if expanded.exists() else str(path)
 
 
-def _not_loadable(what: str, path: str, error: Exception) -> FuserlError:
+def not_loadable(what: str, path: str, error: Exception) -> FuserlError:
+    """What to do where transformers or the hub gives no model or tokenizer."""
     text = str(error)
     if "trust_remote_code" in text:
         hint = (
@@ -172,7 +173,8 @@ def _merged_adapter(path: str, dtype: str) -> Any:
             where=str(path),
             hint="save it with safe_serialization=True; pickled weights can run code and are refused",
         )
-    return _load(AutoPeftModelForCausalLM, path, dtype=_dtype(dtype), use_safetensors=True).merge_and_unload()
+    merged = _load(AutoPeftModelForCausalLM, path, dtype=_dtype(dtype), use_safetensors=True).merge_and_unload()
+    return merged.requires_grad_(True)  # peft has frozen what was below the adapter
 
 
 def _has_attention_interface(model: Any) -> bool:

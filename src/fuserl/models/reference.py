@@ -22,6 +22,7 @@ from torch import nn
 
 from fuserl.models.reference_cache import Entry, ReferenceCache, explained
 from fuserl.models.scoring import causal_lm, score_batch
+from fuserl.models.sharding import is_sharded, of_each_in_turn
 from fuserl.tokens.collate import collate
 from fuserl.tokens.plan import GroupCosts, next_fit
 from fuserl.tokens.store import TokenStore, response_key
@@ -33,25 +34,28 @@ def weights_digest(model: nn.Module) -> str:
     """Of the weights the reference would use: names, shapes, dtypes, bytes. LoRA adapters do not count.
 
     All bytes are read every time, by several threads (about 2 GB/s each): a digest that trusts dates of files would be
-    wrong after the first copy.
+    wrong after the first copy. Of a model that is cut up, all processes call it and get the same.
     """
     with frozen(model):
         weights = {
-            _plain_name(name): weight
+            plain_name(name): weight
             for name, weight in model.state_dict().items()
             if not any(part in name for part in (".lora_", ".modules_to_save."))
         }
-    with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as threads:
-        digests = threads.map(_digest, weights.values())
-        lines = [
-            f"{name}{tuple(weight.shape)}{weight.dtype}{digest}"
-            for (name, weight), digest in zip(weights.items(), digests, strict=True)
-        ]
+    if is_sharded(model):
+        digests = of_each_in_turn(weights.values(), _digest)
+    else:
+        with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as threads:
+            digests = list(threads.map(_digest, weights.values()))
+    lines = [
+        f"{name}{tuple(weight.shape)}{weight.dtype}{digest}"
+        for (name, weight), digest in zip(weights.items(), digests, strict=True)
+    ]
     return hashlib.sha256("\n".join([_forward_config(model), *sorted(lines)]).encode()).hexdigest()[:24]
 
 
-def _plain_name(name: str) -> str:
-    """Of the weight in the model that peft has wrapped."""
+def plain_name(name: str) -> str:
+    """The name of the weight in the model that peft has wrapped."""
     return name.removeprefix("base_model.model.").replace(".base_layer", "").replace(".original_module", "")
 
 
@@ -101,6 +105,12 @@ class Wanted:
         places = hashlib.sha256(np.stack([rows, columns]).tobytes() + flat.tobytes())
         return cls(rows, columns, [bytes(key) for key in unique], content.ravel(), places.hexdigest()[:24])
 
+    def table(self, values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+        """The values of the different contents, [N, K]; 0 where nothing is wanted."""
+        filled = np.zeros(shape)
+        filled[self.rows, self.columns] = values[self.content] if len(values) else 0.0
+        return filled
+
 
 @torch.no_grad()
 def fill(
@@ -110,7 +120,7 @@ def fill(
     cache: ReferenceCache,
     *,
     max_tokens: int,
-    backend: str,
+    backend: str = "sdpa",
     truncate: int | None = None,
     score: Callable | None = None,
     per_token: Callable | None = None,
@@ -141,16 +151,14 @@ def fill(
             cache.hits += len(known)
             missing = np.array([key not in known for key in wanted.unique], dtype=bool)
             if missing.any():
-                work = _Work(model, store, cache, wanted, truncate, score or _packed(backend), per_token)
+                work = Work(model, store, cache, wanted, truncate, score or _packed(backend), per_token)
                 work.compute(missing, known, max_tokens, progress, waiting)
             values = np.array([known[key] for key in wanted.unique])
             cache.remember(wanted.digest, values)
         else:
             cache.hits += len(wanted.unique)
-    filled = np.zeros(used.shape)
-    filled[wanted.rows, wanted.columns] = values[wanted.content] if len(values) else 0.0
     cache.seconds += time.perf_counter() - started
-    return filled
+    return wanted.table(values, used.shape)
 
 
 def _packed(backend: str) -> Callable:
@@ -158,7 +166,9 @@ def _packed(backend: str) -> Callable:
 
 
 @dataclass(frozen=True)
-class _Work:
+class Work:
+    """What is needed to compute the missing."""
+
     model: Any
     store: TokenStore
     cache: ReferenceCache
@@ -176,7 +186,7 @@ class _Work:
         waiting: Callable | None,
     ) -> None:
         """Add the missing to `known`: pack by pack what can be claimed, then what others have computed meanwhile."""
-        packs = self._packs(missing, max_tokens)
+        packs = self.packs(missing, max_tokens)
         todo, done = packs, 0
         was_training = self.model.training
         self.model.eval()
@@ -200,7 +210,7 @@ class _Work:
         finally:
             self.model.train(was_training)
 
-    def _packs(self, missing: np.ndarray, max_tokens: int) -> list[dict[bytes, tuple[int, int]]]:
+    def packs(self, missing: np.ndarray, max_tokens: int) -> list[dict[bytes, tuple[int, int]]]:
         """Where to compute each missing content: its first place in the split."""
         first = np.full(len(missing), len(self.wanted.content), dtype=np.int64)
         np.minimum.at(first, self.wanted.content, np.arange(len(self.wanted.content)))
@@ -227,7 +237,7 @@ class _Work:
         known.update(claimed.known)
         self.cache.hits += len(claimed.known)
         if claimed.mine:
-            entries = self._entries({key: pack[key] for key in rest if key in claimed.mine})
+            entries = self.entries({key: pack[key] for key in rest if key in claimed.mine})
             self.cache.put(entries)
             self.cache.misses += len(entries)
             known.update(
@@ -235,7 +245,8 @@ class _Work:
             )  # what stands, should another have been faster
         return all(key in known for key in pack)
 
-    def _entries(self, places: dict[bytes, tuple[int, int]]) -> list[Entry]:
+    def entries(self, places: dict[bytes, tuple[int, int]]) -> list[Entry]:
+        """Compute one pack's."""
         chosen = np.zeros(self.store.valid.shape, dtype=bool)
         for row, column in places.values():
             chosen[row, column] = True

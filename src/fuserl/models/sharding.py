@@ -6,7 +6,8 @@ computes runs inside `whole`, a forward of the root: embeddings and head, tied o
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from types import MethodType
 from typing import Any
@@ -25,12 +26,15 @@ from fuserl.objectives.terms import Number
 from fuserl.tokens.collate import GroupBatch
 
 
-def shard(model: Any, mesh: DeviceMesh, gather: torch.dtype | None = None) -> None:
+def shard(
+    model: Any, mesh: DeviceMesh, gather: torch.dtype | None = None, ready: Callable[..., None] = lambda *_: None
+) -> None:
     """Cut a policy up in place: every decoder layer on its own, all else together.
 
     Args:
         mesh: one axis, over all processes.
         gather: the dtype in which weights travel and compute; None: their own. Gradients are summed in fp32 or wider.
+        ready: `ready(module, name)` makes the weights of a module real, just before it is cut up.
 
     Raises:
         FuserlError: the model's layers are not where they are in transformers' decoders.
@@ -50,8 +54,11 @@ def shard(model: Any, mesh: DeviceMesh, gather: torch.dtype | None = None) -> No
     policy = MixedPrecisionPolicy(
         param_dtype=gather, reduce_dtype=None if summing == computing else summing, cast_forward_inputs=False
     )
+    names = {layer: name for name, layer in base.named_modules()}
     for layer in found:
+        ready(layer, names[layer])
         fully_shard(layer, mesh=mesh, mp_policy=policy)
+    ready(base, "")
     base.inside = MethodType(_inside, base)
     fully_shard(base, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
     register_fsdp_forward_method(base, "inside")
@@ -104,6 +111,26 @@ def first_ones(value: Tensor) -> Tensor:
 def is_sharded(model: nn.Module) -> bool:
     """Whether it is cut up, by FSDP2 or by DeepSpeed's ZeRO-3, which marks weights with an id."""
     return any(isinstance(weight, DTensor) or hasattr(weight, "ds_id") for weight in model.parameters())
+
+
+def of_each_in_turn(parts: Iterable[Tensor], function: Callable[[Tensor], str]) -> list[str]:
+    """`function` of tensors that are put together one at a time, the processes taking turns to compute it; all get all."""
+    rank, count = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    mine: dict[int, str] = {}
+    with ThreadPoolExecutor(1) as thread:
+        turn: tuple[int, Future[str]] | None = None
+        for place, part in enumerate(parts):
+            full = _full(part)
+            if place % count == rank:
+                if turn:
+                    mine[turn[0]] = turn[1].result()  # one at a time is held
+                turn = place, thread.submit(function, full)
+        if turn:
+            mine[turn[0]] = turn[1].result()
+    theirs: list[dict[int, str]] = [{}] * count
+    torch.distributed.all_gather_object(theirs, mine)
+    found = {place: value for one in theirs for place, value in one.items()}
+    return [found[place] for place in sorted(found)]
 
 
 def trained_weights(model: nn.Module, *, keep: bool) -> dict[str, Tensor]:
