@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: help setup bwrap browser demo test test-vllm audit check bench notebooks clean
+.PHONY: help setup bwrap browser demo test test-vllm audit check bench kills notebooks clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -67,6 +67,9 @@ BENCHMARKS := dpo_against_trl sft_against_trl matmul_share scaling sweep tokenis
 bench: setup  ## every benchmark, equality first; tables go to benchmarks/results/ (about an hour and a half on 2 cores)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,bench]'
 	set -e; for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$name; done
+
+kills: setup  ## a hundred kills over all long verbs, each ending as an undisturbed run; a table in benchmarks/results/
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.kills
 
 notebooks: setup  ## run the notebooks on tiny data
 	$(BIN)/python -m pytest -q tests/notebooks

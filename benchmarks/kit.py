@@ -152,18 +152,18 @@ def hardware(device: torch.device, threads: int) -> str:
     return f"{words[0] if words else 'gpu'}x1"
 
 
-def header(title: str, arguments: argparse.Namespace, *, extra: Sequence[str] = ()) -> str:
+def header(title: str, arguments: argparse.Namespace, *, extra: Sequence[str] = (), model: bool = True) -> str:
     """Title, date, commit, machine and versions.
 
     Args:
         extra: further packages whose versions matter.
+        model: whether `--size` and `--dtype` say what is measured.
     """
     device = torch.device(arguments.device)
     versions = ", ".join(f"{name} {version(name)}" for name in (*MEASURED, *extra))
-    return (
-        f"# {title}\n\n{date.today()}, commit {_commit()}, {_machine(device, arguments.threads)}, {versions}, "
-        f"model `{arguments.size}` in {arguments.dtype}.\n"
-    )
+    of_model = f", model `{arguments.size}` in {arguments.dtype}" if model else ""
+    machine = _machine(device, arguments.threads)
+    return f"# {title}\n\n{date.today()}, commit {_commit()}, {machine}, {versions}{of_model}.\n"
 
 
 def _commit() -> str:

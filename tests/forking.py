@@ -6,6 +6,7 @@ starts, and with its status when it has ended.
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import subprocess
@@ -13,8 +14,12 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
+
+SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER: whose parent is killed becomes the child of this process
+TOLD = 3  # exit code of a verb that ended with a FuserlError
 
 
 class Nursery:
@@ -52,22 +57,31 @@ class Nursery:
         Raises:
             AssertionError: it ended with an error.
         """
-        assert self.process.stdin
-        self.process.stdin.write(json.dumps([verb, overrides]) + "\n")
-        self.process.stdin.flush()
-        child = int(self._line())
+        child = self.start(verb, overrides)
         deadline = time.monotonic() + within
-        while kill_when and not kill_when() and not _ended(child) and time.monotonic() < deadline:
+        while kill_when and not kill_when() and not ended(child) and time.monotonic() < deadline:
             time.sleep(0.005)
         if kill_after is not None:
             time.sleep(kill_after)
         if kill_when or kill_after is not None:
             os.kill(child, 9)  # still there, or waiting for its parent to look
-        self.process.stdin.write("\n")
-        self.process.stdin.flush()
-        status = int(self._line())
-        assert status in (0, 9), Path(self.errors.name).read_text()
+        status = self.finish()
+        assert status in (0, 9), self.said()
         return status == 0
+
+    def start(self, verb: str, overrides: list[str]) -> int:
+        """The number of the child that runs the verb."""
+        self._tell(json.dumps([verb, overrides]))
+        return int(self._line())
+
+    def finish(self) -> int:
+        """Wait for the child; its status, as the system gives it."""
+        self._tell("")
+        return int(self._line())
+
+    def said(self) -> str:
+        """All that the children have told."""
+        return Path(self.errors.name).read_text()
 
     def close(self) -> None:
         """End it."""
@@ -75,20 +89,43 @@ class Nursery:
         self.process.wait()
         self.errors.close()
 
+    def _tell(self, line: str) -> None:
+        assert self.process.stdin
+        self.process.stdin.write(line + "\n")
+        self.process.stdin.flush()
+
     def _line(self) -> str:
         assert self.process.stdout
         return self.process.stdout.readline()
 
 
-def _ended(child: int) -> bool:
-    """Its parent has not looked yet, so its number is its own."""
-    return Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+def ended(process: int) -> bool:
+    """It is gone, or its parent has not looked yet, so that its number is its own."""
+    return _state(process)[0] in "ZX"
+
+
+def descendants(process: int) -> list[int]:
+    """Living processes that come from this one, the oldest first."""
+    numbers = [int(path.name) for path in Path("/proc").glob("[0-9]*")]
+    parents = {number: int(_state(number)[1]) for number in numbers if not ended(number)}
+    found = [process]
+    for one in found:
+        found += sorted(number for number, parent in parents.items() if parent == one and number not in found)
+    return found[1:]
+
+
+def _state(process: int) -> list[str]:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return ["X", "0"]
 
 
 def serve() -> None:
     """Import what is named, then run what is asked, one after the other."""
     for name in ("fuserl.cli", *sys.argv[1:]):
         import_module(name)
+    ctypes.CDLL(None).prctl(SUBREAPER, 1, 0, 0, 0)
     print("ready", flush=True)
     for line in sys.stdin:
         child = os.fork()
@@ -96,11 +133,16 @@ def serve() -> None:
             _run(*json.loads(line))
         print(child, flush=True)
         sys.stdin.readline()  # the test has killed the child, or will not: only now may its number become another's
-        print(os.waitpid(child, 0)[1], flush=True)
+        status = os.waitpid(child, 0)[1]
+        with suppress(ChildProcessError):
+            while os.waitpid(-1, os.WNOHANG)[0]:  # what killed children have left, and has ended
+                pass
+        print(status, flush=True)
 
 
 def _run(verb: str, overrides: list[str]) -> None:
-    os.dup2(2, 1)  # standard output is for the test
+    os.dup2(2, 1)  # standard output is for the test, and so is input
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     try:
         if "." in verb:
             sys.argv = [verb, *overrides]
@@ -108,9 +150,9 @@ def _run(verb: str, overrides: list[str]) -> None:
         else:
             sys.modules["fuserl.cli"].run_verb(verb, overrides)
         os._exit(0)
-    except BaseException:
+    except BaseException as error:
         traceback.print_exc()
-        os._exit(1)
+        os._exit(TOLD if isinstance(error, sys.modules["fuserl.errors"].FuserlError) else 1)
 
 
 if __name__ == "__main__":
