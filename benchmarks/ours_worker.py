@@ -51,7 +51,7 @@ def overrides(job: Job) -> list[str]:
         "data.validation_split=none", f"target.path={job.model}", f"target.dtype={dtype_name(job.dtype)}",
         f"output={job.out}/run", f"cache={job.out}/cache", f"batch_size={job.rows}", f"max_steps={job.steps + 1}",
         f"optimizer.lr={job.lr}", "optimizer.warmup=0", "optimizer.decay=flat", "optimizer.clip=1e9", "probe.prompts=0",
-        "logger=csv", "trainer.log_every=1", "trainer.checkpoint_every=1000000", "trainer.progress_bar=false",
+        "logger=csv", "trainer.log_every=1", "checkpoint.every=1000000", "trainer.progress_bar=false",
         f"trainer.accelerator={ACCELERATORS[job.device]}",
         *(f"{key}={value}" for key, value in job.settings.items()),
     ]  # fmt: skip

@@ -8,8 +8,9 @@ import sys
 from collections.abc import Callable
 
 import fuserl
-from fuserl.errors import FuserlError
+from fuserl.errors import FuserlError, Stopped
 from fuserl.settings import check_values, compose, config_folder, register_resolvers
+from fuserl.terminal import end_in_order
 
 VERBS = {
     "demo": "the whole method on the small world that ships with the package, with a report",
@@ -49,11 +50,15 @@ def main() -> None:
     if arguments[0] == "--version":
         print(fuserl.__version__)
         return
+    end_in_order()
     try:
         run_verb(arguments[0], arguments[1:])
     except FuserlError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        sys.exit(stopped.status)
     except KeyboardInterrupt:
         print("stopped; run the same command again to continue", file=sys.stderr)
         sys.exit(130)

@@ -28,6 +28,27 @@ class FuserlError(Exception):
         return _rebuild, (self.what, self.where, self.hint)
 
 
+class Stopped(BaseException):
+    """The process was asked to end (SIGTERM, Ctrl-C), and has kept what was done.
+
+    Args:
+        signal: its number.
+        what: what was done, one sentence.
+    """
+
+    def __init__(self, signal: int, what: str) -> None:
+        super().__init__(what)
+        self.signal, self.what = int(signal), what
+
+    @property
+    def status(self) -> int:
+        """The process's, as shells give it."""
+        return 128 + self.signal
+
+    def __str__(self) -> str:
+        return f"stopped: {self.what}; the same command goes on from there"
+
+
 def _rebuild(what: str, where: str, hint: str) -> FuserlError:
     """Data-loader workers and ranks send errors through pickle; keyword arguments do not survive it."""
     return FuserlError(what, where=where, hint=hint)

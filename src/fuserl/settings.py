@@ -25,11 +25,15 @@ FREE = (
     "metric",
     "logger",
     "nonfinite",
+    "checkpoint.every",
+    "checkpoint.keep",
+    "checkpoint.asynchronous",
     "trainer.accelerator",
     "trainer.devices",
     "trainer.nodes",
     "trainer.strategy",
     "trainer.progress_bar",
+    "trainer.timeout",
     "cache",
 )
 

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FrameType
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
+
+from fuserl.errors import Stopped
 
 PATIENCE = 2.0  # seconds before a bar appears
 WIDE = 120  # signs of a table's line where no terminal says how many it has
@@ -28,6 +32,15 @@ def say(text: str) -> None:
     """One line for the person at the terminal, once over all ranks."""
     if os.environ.get("LOCAL_RANK", "0") == "0":
         Console(stderr=True, highlight=False).print(text, markup=False, soft_wrap=True)
+
+
+def end_in_order() -> None:
+    """From now on SIGTERM raises `Stopped`: what runs beside this process is ended too, and the person is told how to go on."""
+    signal.signal(signal.SIGTERM, _end)
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    raise Stopped(number, "what was done is kept")
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from fuserl.sweeps.sweep import sweep
 
 TINY = (
     "data.limit=24", "data.validation_limit=8", "batch_size=8", "max_steps=6", "logger=csv", "probe.prompts=0", "optimizer.lr=1e-3",
-    "trainer.accelerator=cpu", "trainer.checkpoint_every=1", "trainer.log_every=1",
+    "trainer.accelerator=cpu", "checkpoint.every=1", "trainer.log_every=1",
 )  # fmt: skip
 
 

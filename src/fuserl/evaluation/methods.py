@@ -24,7 +24,7 @@ NOT_OF_A_METHOD = (
     "alarm",
     "trainer.log_every",
     "trainer.num_workers",
-    "trainer.checkpoint_every",
+    "checkpoint.every",
 )
 MODELS = (
     "target.path",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sized
+from collections.abc import Callable, Iterator, Sequence, Sized
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,7 @@ import lightning as L
 import numpy as np
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from fuserl.errors import FuserlError
 from fuserl.tokens.collate import GroupBatch, Support, collate
 from fuserl.tokens.plan import Plan
 from fuserl.tokens.store import TokenStore
@@ -61,9 +62,14 @@ class _Packs(Dataset):
     def __len__(self) -> int:
         return self.split.plan.steps * self.split.plan.packs_per_step
 
-    def __getitem__(self, number: int) -> GroupBatch:
+    def __getitem__(self, number: int) -> GroupBatch | FuserlError:
+        """What goes wrong is handed on like a pack: torch would make a traceback of a loader process's error."""
         step, position = divmod(number, self.split.plan.packs_per_step)
-        return self.split.pack(step, position, self.rank)
+        try:
+            return self.split.pack(step, position, self.rank)
+        except Exception as error:
+            rows = self.split.plan.step(step).packs[self.rank][position].groups
+            return _of_pack(error, step, [str(self.split.store.ids[row]) for row in rows])
 
 
 class _From(Sampler[int]):
@@ -79,7 +85,18 @@ class _From(Sampler[int]):
         return iter(range(self.start, len(self.packs)))
 
 
-def _as_it_is(batch: GroupBatch) -> GroupBatch:
+def _of_pack(error: Exception, step: int, names: Sequence[str]) -> FuserlError:
+    groups = f"step {step}, groups {', '.join(names)}"
+    if isinstance(error, FuserlError):
+        return FuserlError(error.what, where=f"{error.where}; {groups}" if error.where else groups, hint=error.hint)
+    return FuserlError(
+        f"a pack cannot be built ({type(error).__name__}: {error})",
+        where=groups,
+        hint="look at these groups in the data set; the tokens are made again where the cache's folder is deleted",
+    )
+
+
+def _as_it_is(batch: GroupBatch | FuserlError) -> GroupBatch | FuserlError:
     return batch
 
 
@@ -104,6 +121,16 @@ class GroupDataModule(L.LightningDataModule):
     def val_dataloader(self) -> DataLoader | list:
         """The validation split, once, in order."""
         return self._loader(_Packs(self.validation, self._rank), None) if self.validation else []
+
+    def on_before_batch_transfer(self, batch: GroupBatch | FuserlError, dataloader_idx: int) -> GroupBatch:
+        """A pack, when its turn has come.
+
+        Raises:
+            FuserlError: it could not be built.
+        """
+        if isinstance(batch, FuserlError):
+            raise batch
+        return batch
 
     def pack(self, step: int, position: int, rank: int) -> GroupBatch:
         """One training pack."""

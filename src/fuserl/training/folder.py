@@ -69,11 +69,6 @@ class RunFolder:
             return None
         return json.loads(self.summary.read_text(encoding="utf-8"))
 
-    def last_checkpoint(self) -> Path | None:
-        """The newest checkpoint, by step."""
-        found = list(self.checkpoints.glob("step-*.ckpt"))
-        return max(found, key=lambda path: int(path.stem.split("-")[1]), default=None)
-
     def forget_samples_after(self, step: int) -> None:
         """Drop probe answers of steps that a resumed run repeats."""
         if self.samples.exists():

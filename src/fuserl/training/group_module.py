@@ -35,7 +35,6 @@ class GroupModule(L.LightningModule):
         scoring: how the policy runs over packs.
         optimizer: `optimizer(model) -> (optimizer, per-step schedule)`.
         report: what to measure.
-        log_every: optimiser steps between two rows of training metrics.
     """
 
     def __init__(
@@ -45,12 +44,12 @@ class GroupModule(L.LightningModule):
         objective: Objective,
         optimizer: Callable[[torch.nn.Module], tuple[Any, Any]],
         report: Report,
-        log_every: int,
     ) -> None:
         super().__init__()
         self.policy, self.scoring, self.objective, self.optimizer = policy, scoring, objective, optimizer
-        self.report, self.log_every = report, log_every
+        self.report = report
         self.seen = Tally.empty(report.slices)
+        self._counted: list[Tensor] | None = None  # by the run that this one goes on with
         self.latest: dict[str, float] = {}  # the newest value of every metric, for callbacks and the summary
 
     def training_step(self, batch: GroupBatch, batch_index: int) -> Tensor:
@@ -92,14 +91,15 @@ class GroupModule(L.LightningModule):
         return self.global_step / max(1, self.trainer.max_steps)
 
     def on_train_start(self) -> None:
-        """Start counting."""
+        """Start counting; go on with what a resumed run had counted since its last row."""
         self.seen = Tally.empty(self.report.slices, self.device)
+        if self._counted and self.trainer.is_global_zero:
+            self.seen += Tally(*(part.to(self.device) for part in self._counted))
+        self._counted = None
 
-    def on_train_batch_end(self, outputs: Any, batch: GroupBatch, batch_index: int) -> None:
-        """Publish the training metrics every `log_every` optimiser steps."""
-        step_done = (batch_index + 1) % self.trainer.accumulate_grad_batches == 0
-        if step_done and (self.global_step % self.log_every == 0 or self.global_step == self.trainer.max_steps):
-            self.publish(self._take("train"))
+    def publish_training(self) -> None:
+        """Publish the metrics since the last row. All ranks call it."""
+        self.publish(self._take("train"))
 
     def on_validation_epoch_start(self) -> None:
         """Set the unfinished training counts aside, so that validation does not mix with them."""
@@ -115,9 +115,11 @@ class GroupModule(L.LightningModule):
             self.log_dict({k: v for k, v in metrics.items() if k.count("/") == 1}, logger=False)
 
     def _take(self, prefix: str) -> dict[str, float]:
-        seen, self.seen = self.seen, Tally.empty(self.report.slices, self.device)
-        total = Tally(*(self.trainer.strategy.reduce(part, reduce_op="sum") for part in (seen.sum, seen.count)))
+        total, self.seen = self._over_ranks(self.seen), Tally.empty(self.report.slices, self.device)
         return total.means(self.report.slices, prefix)
+
+    def _over_ranks(self, seen: Tally) -> Tally:
+        return Tally(*(self.trainer.strategy.reduce(part, reduce_op="sum") for part in (seen.sum, seen.count)))
 
     def publish(self, metrics: dict[str, float]) -> None:
         """Hand metrics of the present optimiser step to every logger and keep the newest values."""
@@ -136,16 +138,20 @@ class GroupModule(L.LightningModule):
             self.scoring = self.trainer.strategy.cut_up(self.policy, self.scoring)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Another number of processes cuts a step into another number of packs; steps are what counts."""
-        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        """Steps are what counts: another number of processes cuts one into another number of packs, and a checkpoint
+        may have been written while validating."""
+        loops = checkpoint["loops"]["fit_loop"]
         packs = checkpoint["global_step"] * self.trainer.accumulate_grad_batches
-        more = packs - progress["current"]["ready"]
-        for counts in (progress["total"], progress["current"]):
-            counts.update({event: count + more for event, count in counts.items()})
+        for counts in (loops["epoch_loop.batch_progress"][which] for which in ("total", "current")):
+            counts.update(dict.fromkeys(counts, packs))
+        loops.pop("epoch_loop.val_loop.batch_progress", None)
+        self._counted = checkpoint["counted"]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep trained weights only; frozen ones come back with the base model."""
         frozen = {f"policy.{name}" for name, weight in self.policy.named_parameters() if not weight.requires_grad}
+        counted = self._over_ranks(self._set_aside if self.trainer.validating else self.seen)
+        checkpoint["counted"] = [counted.sum, counted.count]
         state = checkpoint["state_dict"]
         checkpoint["state_dict"] = {name: state[name] for name in state if name not in frozen}
 

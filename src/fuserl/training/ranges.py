@@ -54,8 +54,12 @@ RULES: dict[str, Rule] = {
     "trainer.max_tokens": _or("auto", _whole(1)),
     "trainer.log_every": _whole(1),
     "trainer.num_workers": _whole(0),
+    "trainer.timeout": _number(1e-3, said="seconds, more than 0"),
     "trainer.val_every": _or("auto", _whole(1)),
-    "trainer.checkpoint_every": _or("auto", _whole(1)),
+    "checkpoint.every": _or("auto", _whole(1)),
+    "checkpoint.keep": _whole(1),
+    "checkpoint.mode": (lambda value: value in ("min", "max"), "min or max"),
+    "checkpoint.asynchronous": (lambda value: value in (True, False, "auto"), "true, false or auto"),
     "trainer.logits_memory": _or("auto", _number(1e-6, said="GiB, more than 0")),
     "trainer.first_step_tolerance": _or("auto", _number(0, said="a number, 0 or more")),
 }

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,24 +13,24 @@ import lightning as L
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from fuserl.errors import FuserlError
 from fuserl.evaluation.answering import summary_of_test, write_answers
-from fuserl.records.manifest import write_text_atomically
 from fuserl.records.schema import PromptGroup
 from fuserl.settings import plain
 from fuserl.terminal import say
 from fuserl.training import optim, strategies
 from fuserl.training.callbacks.build import Watchers, watchers
+from fuserl.training.checkpoints import Writer, last_whole, step_of
 from fuserl.training.datamodule import GroupDataModule
-from fuserl.training.export import export_model
 from fuserl.training.folder import RunFolder, digest
 from fuserl.training.group_module import GroupModule
+from fuserl.training.launch import launch
 from fuserl.training.loggers import MetricsCsv, close_loggers, make_loggers
 from fuserl.training.quiet import quiet
-from fuserl.training.setup import Setup, data_of
+from fuserl.training.setup import Setup, data_of, device_of
 from fuserl.training.summary import card, peak_memory_mb, summarise, write_manifest_of_run
 from fuserl.training.testing import groups_of_test, score_of, tested
 from fuserl.training.token_module import TokenModule
+from fuserl.training.troubles import in_words
 
 
 def train(cfg: DictConfig) -> Path:
@@ -50,17 +49,18 @@ def train(cfg: DictConfig) -> Path:
     if folder.finished():
         say(f"{folder.path} is finished already; nothing to do")
         return folder.path
-    strategies.keywords(cfg)  # what cannot be had here is told now
+    strategies.keywords(cfg, Writer(behind=False))  # what cannot be had here is told now
     worker, place = "LOCAL_RANK" in os.environ, strategies.Place.of(cfg)
     if not worker and place.nodes > 1:
         raise strategies.started_on_each(place)
     if not worker and place.devices > 1:
-        return _launch(cfg, folder)
-    if worker:
-        _run(cfg, folder)
-    else:
         with folder.locked():
-            if not folder.finished():  # by a process that held the folder until now
+            data_of(cfg)  # tokenised once, here
+            launch(cfg, folder)
+        return folder.path
+    with nullcontext() if worker else folder.locked():
+        if not folder.finished():  # by a process that held the folder until now
+            with in_words(cfg.trainer.timeout):
                 _run(cfg, folder)
     return folder.path
 
@@ -72,39 +72,15 @@ def named(cfg: DictConfig) -> DictConfig:
     return cfg
 
 
-def _launch(cfg: DictConfig, folder: RunFolder) -> Path:
-    """Tokenise in this process, then hand the resolved configuration to torchrun; ranks share the reference's work."""
-    launch = folder.path / ".launch.yaml"  # with its interpolations, which config.yaml has resolved
-    with folder.locked():
-        data_of(cfg)
-        write_text_atomically(launch, OmegaConf.to_yaml(cfg, resolve=False))
-        command = [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--standalone",
-            f"--nproc-per-node={cfg.trainer.devices}",
-        ]
-        done = subprocess.run([*command, "-m", "fuserl.training.worker", str(launch)], check=False)
-    if done.returncode:
-        raise FuserlError(
-            f"a training process ended with status {done.returncode}",
-            where=str(folder.path),
-            hint="its message is above; `resume=auto` (the default) continues from the last checkpoint",
-        )
-    return folder.path
-
-
 def _run(cfg: DictConfig, folder: RunFolder) -> None:
     """One rank's share of the run, from its set-up to `summary.json`."""
     score_of(cfg)  # a name that leads nowhere is told now
     test_groups = groups_of_test(cfg)
     setup = Setup(cfg)
-    checkpoint = folder.last_checkpoint() if cfg.resume == "auto" else None
-    start = int(checkpoint.stem.split("-")[1]) if checkpoint else 0
+    checkpoint = _to_go_on_from(cfg, folder)
+    start = step_of(checkpoint) if checkpoint else 0
     csv = MetricsCsv(folder.metrics)
     csv.forget_after(start if checkpoint else -1)
-    folder.forget_samples_after(start if checkpoint else -1)
     say(_headline(setup, folder, start))
     if os.environ.get("RANK", "0") == "0":
         write_manifest_of_run(folder, cfg, setup.template, setup.prepared)
@@ -116,25 +92,47 @@ def _run(cfg: DictConfig, folder: RunFolder) -> None:
         setup.prepared.objective,
         _optimizer(cfg, setup.prepared.train.plan.steps),
         setup.report(),
-        cfg.trainer.log_every,
     )
-    watching = watchers(cfg, setup, folder)
+    writer = Writer(behind=_behind(cfg, setup))
+    watching = watchers(cfg, setup, folder, writer)
+    validates = checkpoint is None or start % watching.val_every == 0  # before its first step
+    folder.forget_samples_after(start - validates)
     data = GroupDataModule(
         setup.prepared.train, setup.prepared.validation, start_step=start, num_workers=cfg.trainer.num_workers
     )
     loggers = make_loggers(cfg.logger, folder, plain(cfg), csv.rows)
     done = False
     try:
-        trainer = _trainer(cfg, setup, folder, watching, [csv, *loggers])
-        _fit(trainer, module, data, checkpoint, watching.val_every)
-        setup.put_together(here=trainer.is_global_zero)
+        trainer = _trainer(cfg, setup, writer, folder, watching, [csv, *loggers])
+        with in_words(cfg.trainer.timeout, trainer):
+            _fit(trainer, module, data, checkpoint, watching)
+        setup.export(folder.model, card=card(cfg, setup.prepared), first=trainer.is_global_zero)
+        test = _tested(cfg, setup, folder, test_groups, first=trainer.is_global_zero)
         if trainer.is_global_zero:
-            _write_results(cfg, setup, folder, csv, watching, trainer, test_groups)
+            _write_results(cfg, setup, folder, csv, watching, trainer, test)
         done = True
     finally:
         close_loggers(loggers, success=done)
         if "LOCAL_RANK" not in os.environ and torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()  # of a strategy that has one for one process, too
+
+
+def _to_go_on_from(cfg: DictConfig, folder: RunFolder) -> Path | None:
+    """The checkpoint that the first process has found to be whole, in all of them."""
+    if cfg.resume != "auto":
+        return None
+    if "LOCAL_RANK" not in os.environ:
+        return last_whole(folder.checkpoints)
+    strategies.joined(device_of(cfg.trainer.accelerator), strategies.Place.of(cfg).patience)
+    first = torch.distributed.get_rank() == 0
+    found = [last_whole(folder.checkpoints) if first else None]
+    torch.distributed.broadcast_object_list(found)
+    return found[0]
+
+
+def _behind(cfg: DictConfig, setup: Setup) -> bool:
+    """Whether checkpoints are written behind the training: where a GPU trains, main memory has room for a copy."""
+    return setup.device.type == "cuda" if cfg.checkpoint.asynchronous == "auto" else cfg.checkpoint.asynchronous
 
 
 def _optimizer(cfg: DictConfig, num_steps: int) -> partial:
@@ -143,10 +141,12 @@ def _optimizer(cfg: DictConfig, num_steps: int) -> partial:
     return partial(optim.adamw, num_steps=num_steps, **settings | {"decay": optim.decay_named(settings["decay"])})
 
 
-def _trainer(cfg: DictConfig, setup: Setup, folder: RunFolder, watching: Watchers, loggers: list) -> L.Trainer:
+def _trainer(
+    cfg: DictConfig, setup: Setup, writer: Writer, folder: RunFolder, watching: Watchers, loggers: list
+) -> L.Trainer:
     plan = setup.prepared.train.plan
     return L.Trainer(
-        **strategies.keywords(cfg),
+        **strategies.keywords(cfg, writer),
         max_epochs=1,
         max_steps=plan.steps,
         accumulate_grad_batches=plan.packs_per_step,
@@ -166,14 +166,20 @@ def _trainer(cfg: DictConfig, setup: Setup, folder: RunFolder, watching: Watcher
 
 
 def _fit(
-    trainer: L.Trainer, module: GroupModule, data: GroupDataModule, checkpoint: Path | None, val_every: int
+    trainer: L.Trainer, module: GroupModule, data: GroupDataModule, checkpoint: Path | None, watching: Watchers
 ) -> None:
-    """Validate, train, and validate once more where the last validation was not the end."""
+    """Validate, train, validate once more where the last validation was not the end; then the best weights, if asked for."""
     if data.validation and not checkpoint:
         trainer.validate(module, datamodule=data, verbose=False)
     trainer.fit(module, datamodule=data, ckpt_path=str(checkpoint) if checkpoint else None, weights_only=True)
-    if data.validation and data.train.plan.steps % val_every:
+    over_before = checkpoint is not None and step_of(checkpoint) == data.train.plan.steps
+    if data.validation and (over_before or data.train.plan.steps % watching.val_every):
         trainer.validate(module, datamodule=data, verbose=False)
+    watching.checkpoints.settle(trainer)
+    if best := watching.checkpoints.best_checkpoint():
+        found = trainer.strategy.load_checkpoint(best, weights_only=True)
+        if "state_dict" in found:
+            trainer.strategy.load_model_state_dict(found, strict=module.strict_loading)
 
 
 def _write_results(
@@ -183,11 +189,11 @@ def _write_results(
     csv: MetricsCsv,
     watching: Watchers,
     trainer: L.Trainer,
-    test_groups: Sequence[PromptGroup],
+    test: dict[str, Any] | None,
 ) -> None:
-    export_model(setup.policy, setup.tokenizer, folder.model, card=card(cfg, setup.prepared))
     measured = {
         "steps_done": trainer.global_step,
+        "best_step": watching.checkpoints.best_step,
         "data_seconds": setup.data_seconds,
         "train_seconds": watching.throughput.total_seconds,
         "peak_memory_mb": peak_memory_mb(),
@@ -195,7 +201,7 @@ def _write_results(
         "reference_cache": setup.reference_stats,
         "alarms": watching.alarm.alarms,
         "skipped_steps": watching.nonfinite.skipped,
-        "test": _tested(cfg, setup, folder, test_groups),
+        "test": test,
     }
     summary = summarise(folder, cfg, setup.prepared, csv.rows, measured)
     nll = summary["validation"].get("val/nll", {})
@@ -204,11 +210,15 @@ def _write_results(
     )
 
 
-def _tested(cfg: DictConfig, setup: Setup, folder: RunFolder, groups: Sequence[PromptGroup]) -> dict[str, Any] | None:
-    """Answers to the test prompts into `test.jsonl`, and what they come to."""
-    if not groups:
+def _tested(
+    cfg: DictConfig, setup: Setup, folder: RunFolder, groups: Sequence[PromptGroup], *, first: bool
+) -> dict[str, Any] | None:
+    """Answers to the test prompts into `test.jsonl`, and what they come to, in the first process."""
+    if not groups or not (first or setup.in_pieces):
         return None
-    rows = tested(setup.policy, setup.template, groups, cfg)
+    rows = tested(setup.policy, setup.template, groups, cfg, first=first)
+    if not first:
+        return None
     write_answers(folder.test, rows)
     return summary_of_test(rows, cfg.test.split)
 

@@ -6,13 +6,16 @@ with `weights_only`: nothing in it can run.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
@@ -22,24 +25,28 @@ from torch.optim import Optimizer
 from fuserl.errors import FuserlError
 
 REST = "rest.pt"
+SUMS = ".sums.json"  # of a process's pieces, by file
+BLOCK = 1 << 22  # bytes summed at a time
 
 
-def write(folder: Path, tensors: dict[str, Tensor], rest: dict[str, Any], *, first: bool, wait: Callable) -> None:
-    """Whole or absent: beside the target, flushed to the disk, renamed. All processes call it.
+def write(folder: Path, tensors: dict[str, Tensor], rest: dict[str, Any], group: dist.ProcessGroup) -> None:
+    """Whole or absent: beside the target, flushed to the disk, renamed. All processes of the group call it.
 
     Args:
         rest: of this process; the first one's is kept.
-        first: whether this process is the one that names things.
-        wait: returns when all processes have called it.
+        group: used by nothing else meanwhile; of main memory.
     """
-    part = folder.with_suffix(".part")
-    if first:
+    part, rank = folder.with_suffix(".part"), dist.get_rank(group)
+    if rank == 0:
         for halved in folder.parent.glob(f"*{part.suffix}"):  # by a kill
             shutil.rmtree(halved) if halved.is_dir() else halved.unlink()
         part.mkdir(parents=True)
-    wait()
-    dcp.save(tensors, storage_writer=HuggingFaceStorageWriter(str(part), save_distributed=True))
-    if first:
+    dist.barrier(group)
+    dcp.save(tensors, storage_writer=HuggingFaceStorageWriter(str(part), save_distributed=True), process_group=group)
+    mine = {file.name: crc32(file) for file in part.glob(f"shard-{rank + 1:05d}-*.safetensors")}
+    (part / f"shard-{rank + 1:05d}{SUMS}").write_text(json.dumps(mine), encoding="utf-8")
+    dist.barrier(group)
+    if rank == 0:
         with (part / REST).open("wb") as file:
             torch.save(rest, file)
             file.flush()
@@ -47,7 +54,16 @@ def write(folder: Path, tensors: dict[str, Tensor], rest: dict[str, Any], *, fir
         _flush(part)
         part.rename(folder)
         _flush(folder.parent)
-    wait()
+    dist.barrier(group)
+
+
+def crc32(path: Path) -> int:
+    """Of a file's bytes."""
+    total = 0
+    with path.open("rb") as file:
+        while block := file.read(BLOCK):
+            total = zlib.crc32(block, total)
+    return total
 
 
 def _flush(folder: Path) -> None:
@@ -136,8 +152,8 @@ class Pieces:
             for key, value in self.optimizer.state[weight].items()
         }
 
-    def write(self, folder: Path, rest: dict[str, Any], *, first: bool, wait: Callable) -> None:
-        """See `write`."""
+    def all(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """What `write` takes: tensors by name, and what belongs to the rest."""
         weights, aliases = self.weights()
         tensors = {f"weights/{name}": tensor for name, tensor in weights.items()} | self.states()
         groups = [
@@ -145,7 +161,7 @@ class Pieces:
             | {"names": [self.names[id(weight)] for weight in group["params"]]}
             for group in self.optimizer.param_groups
         ]
-        write(folder, tensors, rest | {"optimizer_groups": groups, "aliases": aliases}, first=first, wait=wait)
+        return tensors, {"optimizer_groups": groups, "aliases": aliases}
 
     @torch.no_grad()
     def read(self, folder: Path) -> dict[str, Any]:

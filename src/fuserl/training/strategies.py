@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
+from datetime import timedelta
 from importlib.util import find_spec
 from typing import Any
 
@@ -11,9 +13,10 @@ from hydra.utils import instantiate
 from lightning.pytorch.plugins.precision import DoublePrecision
 from lightning.pytorch.strategies import DDPStrategy
 from omegaconf import DictConfig
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from fuserl.errors import FuserlError
-from fuserl.training.checkpoints import AtomicCheckpointIO
+from fuserl.training.checkpoints import AtomicCheckpointIO, Writer
 from fuserl.training.sharded import ShardedStrategy
 from fuserl.training.zero import WholeDeepSpeed, settings
 
@@ -28,13 +31,20 @@ class Place:
     precision: str  # Lightning's name
     packing: str
     compile: bool
+    patience: timedelta  # that processes have with each other
 
     @classmethod
     def of(cls, cfg: DictConfig) -> Place:
         """Of a run's settings."""
         trainer = cfg.trainer
         return cls(
-            trainer.devices, trainer.nodes, trainer.accelerator, trainer.precision, trainer.packing, trainer.compile
+            trainer.devices,
+            trainer.nodes,
+            trainer.accelerator,
+            trainer.precision,
+            trainer.packing,
+            trainer.compile,
+            timedelta(seconds=trainer.timeout),
         )
 
     @property
@@ -48,10 +58,10 @@ def cuts_up(cfg: DictConfig) -> bool:
     return cfg.trainer.strategy["_target_"] == f"{__name__}.{fsdp2.__name__}"
 
 
-def keywords(cfg: DictConfig) -> dict[str, Any]:
-    """What `trainer.strategy` asks of Lightning's trainer, and the place beside it."""
+def keywords(cfg: DictConfig, writer: Writer) -> dict[str, Any]:
+    """What `trainer.strategy` asks of Lightning's trainer, and the place beside it; `writer` writes checkpoints."""
     place = Place.of(cfg)
-    chosen: dict[str, Any] = instantiate(cfg.trainer.strategy)(place)
+    chosen: dict[str, Any] = instantiate(cfg.trainer.strategy)(place, writer)
     return {"accelerator": place.accelerator, "devices": place.devices, "num_nodes": place.nodes, **chosen}
 
 
@@ -65,19 +75,23 @@ def started_on_each(place: Place) -> FuserlError:
     )
 
 
-def automatic(place: Place) -> dict[str, Any]:
+def automatic(place: Place, writer: Writer) -> dict[str, Any]:
     """One process alone; more of them as `ddp`."""
     if place.ranks > 1:
-        return ddp(place)
-    return {"strategy": "auto", "precision": place.precision, "plugins": [AtomicCheckpointIO()]}
+        return ddp(place, writer)
+    return {"strategy": "auto", "precision": place.precision, "plugins": [AtomicCheckpointIO(writer)]}
 
 
-def ddp(place: Place) -> dict[str, Any]:
+def ddp(place: Place, writer: Writer) -> dict[str, Any]:
     """Every process holds everything; gradients are averaged while backward still runs."""
-    return {"strategy": DDPStrategy(), "precision": place.precision, "plugins": [AtomicCheckpointIO()]}
+    return {
+        "strategy": DDPStrategy(timeout=place.patience),
+        "precision": place.precision,
+        "plugins": [AtomicCheckpointIO(writer)],
+    }
 
 
-def fsdp2(place: Place, *, gather: str | None) -> dict[str, Any]:
+def fsdp2(place: Place, writer: Writer, *, gather: str | None) -> dict[str, Any]:
     """Every process holds a share of weights, gradients and moments; a layer is gathered while it computes.
 
     Args:
@@ -99,14 +113,35 @@ def fsdp2(place: Place, *, gather: str | None) -> dict[str, Any]:
             where="`trainer.strategy.gather`",
             hint="bfloat16, or null for the weights'",
         )
-    strategy = ShardedStrategy(dtype)
+    strategy = ShardedStrategy(writer, dtype, place.patience)
     if place.precision == "64-true":  # Lightning has no name for it here
-        return {"strategy": strategy, "plugins": [DoublePrecision(), AtomicCheckpointIO()]}
-    return {"strategy": strategy, "precision": place.precision, "plugins": [AtomicCheckpointIO()]}
+        return {"strategy": strategy, "plugins": [DoublePrecision(), AtomicCheckpointIO(writer)]}
+    return {"strategy": strategy, "precision": place.precision, "plugins": [AtomicCheckpointIO(writer)]}
 
 
-def deepspeed(place: Place, *, stage: int, offload: bool) -> dict[str, Any]:
-    """ZeRO, by DeepSpeed: moments and gradients cut up (stage 2), weights as well (stage 3).
+def joined(device: torch.device, patience: timedelta) -> DeviceMesh:
+    """All processes of the run, on one axis. They meet before Lightning's trainer, as weights are loaded in pieces.
+
+    Both kinds of memory can travel: weights between GPUs, numbers about them between processors.
+    """
+    if not torch.distributed.is_initialized():
+        on_gpu = device.type == "cuda"
+        there: dict[str, Any] = {"backend": "cpu:gloo,cuda:nccl" if on_gpu else "gloo", "timeout": patience}
+        if on_gpu:
+            there["device_id"] = device
+        if "LOCAL_RANK" not in os.environ:  # nobody has started others
+            there |= {"store": torch.distributed.HashStore(), "rank": 0, "world_size": 1}
+        torch.distributed.init_process_group(**there)
+    return init_device_mesh(device.type, (torch.distributed.get_world_size(),), mesh_dim_names=("data_parallel",))
+
+
+def gathered_in(cfg: DictConfig) -> torch.dtype | None:
+    """The dtype in which weights of `fsdp2` travel and compute; None: their own."""
+    return getattr(torch, cfg.trainer.strategy.gather) if cfg.trainer.strategy.gather else None
+
+
+def deepspeed(place: Place, writer: Writer, *, stage: int, offload: bool) -> dict[str, Any]:
+    """ZeRO, by DeepSpeed: moments and gradients cut up (stage 2), weights as well (stage 3). It writes checkpoints itself.
 
     Raises:
         FuserlError: there is no GPU, or DeepSpeed is not installed.
@@ -127,4 +162,7 @@ def deepspeed(place: Place, *, stage: int, offload: bool) -> dict[str, Any]:
             where="`trainer.packing`",
             hint="use `trainer.packing=padded`, or `trainer=fsdp2`, where packs are cut up as well",
         )
-    return {"strategy": WholeDeepSpeed(config=settings(stage, offload)), "precision": place.precision}
+    return {
+        "strategy": WholeDeepSpeed(config=settings(stage, offload), timeout=place.patience),
+        "precision": place.precision,
+    }

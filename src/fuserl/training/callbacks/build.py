@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.callbacks import Callback, RichProgressBar
 from omegaconf import DictConfig
 
+from fuserl.errors import FuserlError
 from fuserl.training.callbacks.guards import CollapseAlarm, FirstStepCheck, NonFiniteStop
+from fuserl.training.callbacks.resumed import ValidatedAgain
+from fuserl.training.callbacks.saving import Best, Checkpoints, StopOnSignal
 from fuserl.training.callbacks.watch import Probe, SampleProbe, Throughput
+from fuserl.training.checkpoints import Writer
 from fuserl.training.flops import flops_of_step
 from fuserl.training.folder import RunFolder
 from fuserl.training.hardware import peak_flops
@@ -24,11 +28,12 @@ class Watchers:
     throughput: Throughput
     alarm: CollapseAlarm
     nonfinite: NonFiniteStop
+    checkpoints: Checkpoints
     val_every: int  # optimiser steps
 
 
-def watchers(cfg: DictConfig, setup: Setup, folder: RunFolder) -> Watchers:
-    """In the order in which Lightning calls them: the probe samples before the alarm looks."""
+def watchers(cfg: DictConfig, setup: Setup, folder: RunFolder, writer: Writer) -> Watchers:
+    """In the order in which Lightning calls them: the probe samples before the alarm looks; checkpoints come last."""
     plan = setup.prepared.train.plan
     throughput = Throughput(
         plan.tokens_of_step,
@@ -37,16 +42,20 @@ def watchers(cfg: DictConfig, setup: Setup, folder: RunFolder) -> Watchers:
         cfg.trainer.log_every,
     )
     alarm, nonfinite = CollapseAlarm(**cfg.alarm), NonFiniteStop(cfg.nonfinite.skips)
+    val_every = min(plan.steps, every(cfg.trainer.val_every, plan.steps))
+    checkpoints = _checkpoints(cfg.checkpoint, folder, writer, setup)
     callbacks = [
         FirstStepCheck(_tolerance(cfg, setup)),
+        ValidatedAgain(val_every),
         nonfinite,
         throughput,
         *_probe(cfg, setup, folder),
         alarm,
-        _checkpoints(folder, every(cfg.trainer.checkpoint_every, plan.steps)),
         *([RichProgressBar()] if cfg.trainer.progress_bar else []),
+        StopOnSignal(checkpoints),
+        checkpoints,
     ]
-    return Watchers(callbacks, throughput, alarm, nonfinite, min(plan.steps, every(cfg.trainer.val_every, plan.steps)))
+    return Watchers(callbacks, throughput, alarm, nonfinite, checkpoints, val_every)
 
 
 def _tolerance(cfg: DictConfig, setup: Setup) -> float:
@@ -62,16 +71,20 @@ def every(value: int | str, steps: int) -> int:
     return max(1, steps // 8) if value == "auto" else int(value)
 
 
-def _checkpoints(folder: RunFolder, every: int) -> ModelCheckpoint:
-    """The newest checkpoint; the one before it goes only after the new one is whole."""
-    return ModelCheckpoint(
-        dirpath=folder.checkpoints,
-        filename="step-{step}",
-        auto_insert_metric_name=False,
-        every_n_train_steps=every,
-        save_top_k=1,
-        save_on_train_epoch_end=False,
-        enable_version_counter=False,
+def _checkpoints(cfg: DictConfig, folder: RunFolder, writer: Writer, setup: Setup) -> Checkpoints:
+    """Raises: FuserlError: the best one is asked for, and nothing is validated."""
+    if cfg.best and not setup.prepared.validation:
+        raise FuserlError(
+            "the best checkpoint is asked for, and there is no validation",
+            where="`checkpoint.best`",
+            hint="give `data.validation_split`, or `checkpoint.best=null`",
+        )
+    return Checkpoints(
+        folder.checkpoints,
+        writer,
+        every=every(cfg.every, setup.prepared.train.plan.steps),
+        keep=cfg.keep,
+        best=Best(cfg.best, cfg.mode) if cfg.best else None,
     )
 
 

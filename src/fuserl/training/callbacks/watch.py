@@ -57,6 +57,7 @@ class Throughput(Callback):
             self.tokens, self.steps = self.tokens + self.tokens_of_step(self._step), self.steps + 1
             self.flops += self.flops_of_step(self._step)
         if a_row:
+            module.publish_training()
             self._publish(trainer, module)
 
     def on_validation_start(self, trainer: L.Trainer, module: GroupModule) -> None:

@@ -1,0 +1,81 @@
+"""What ends a run from outside its own code, in words: processes that are gone or answer no more, loaders that were killed."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import lightning as L
+import torch
+
+from fuserl.errors import FuserlError
+
+WAITED = re.compile(r"[Tt]imed? ?out|timeout")
+GONE = re.compile(
+    r"[Cc]onnection (was )?(closed|reset|refused)|[Bb]roken pipe|[Ss]ocket (closed|error)|pair closure|recvValue"
+)
+AMONG = re.compile(r"gloo|NCCL|TCPStore|c10d|pair closure|by peer", re.IGNORECASE)  # who speaks of it
+LOADER = re.compile(r"DataLoader worker \(pid.*?(is killed by signal: [\w ]+|exited unexpectedly)")
+
+
+class PeersLost(FuserlError):
+    """This process is well, and another one is not."""
+
+
+@contextmanager
+def in_words(timeout: float, trainer: L.Trainer | None = None) -> Iterator[None]:
+    """Errors of what a run stands on, told with the place in the run and the way out.
+
+    Args:
+        timeout: seconds that processes wait for each other.
+        trainer: None before there is one.
+
+    Raises:
+        FuserlError: a loader's process was killed.
+        PeersLost: another rank is gone, or has not come for so long.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if (told := _told(error, timeout, trainer)) is None:
+            raise
+        raise told from error
+
+
+def _told(error: RuntimeError, timeout: float, trainer: L.Trainer | None) -> FuserlError | None:
+    text, first = str(error), (str(error).splitlines() or [""])[0]
+    if found := LOADER.search(text):
+        return FuserlError(
+            f"a loader process {found[1].strip()}",
+            where=_place(trainer),
+            hint="killed without anyone's doing means that memory or /dev/shm ran out: lower `trainer.num_workers` (0 needs "
+            "no processes); the same command goes on from the last checkpoint",
+        )
+    if not isinstance(error, torch.distributed.DistError) and not AMONG.search(text):
+        return None
+    rank = f"rank {os.environ.get('RANK', '0')} of {os.environ.get('WORLD_SIZE', '1')} on {socket.gethostname()}"
+    if WAITED.search(text):
+        return PeersLost(
+            f"{rank} has waited {timeout:g} s for the other ranks ({first})",
+            where=_place(trainer),
+            hint="a rank without a message like this one hangs: look at its machine (a GPU that hangs, memory that is swapped, "
+            "the network); the same command goes on from the last checkpoint. Where ranks are only slow, raise `trainer.timeout`",
+        )
+    if GONE.search(text):
+        return PeersLost(
+            f"{rank} has lost another rank ({first})",
+            where=_place(trainer),
+            hint="a rank without a message like this one has ended: its machine's `dmesg` tells where memory ran out; "
+            "the same command goes on from the last checkpoint",
+        )
+    return None
+
+
+def _place(trainer: L.Trainer | None) -> str:
+    if trainer is None:
+        return f"setting up, process {os.getpid()}"
+    doing = "validation" if trainer.validating or trainer.sanity_checking else "training"
+    return f"{doing}, after optimiser step {trainer.global_step} of {trainer.max_steps}, process {os.getpid()}"

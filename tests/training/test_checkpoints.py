@@ -1,0 +1,177 @@
+"""Checkpoints: how many stay, the best one, damage, a full disk, and writing beside the training."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import weights  # tests/training/conftest.py
+
+from fuserl.errors import FuserlError
+from fuserl.settings import compose
+from fuserl.training import space
+from fuserl.training.checkpoints import Writer, copied, damage, last_whole, newest_first, step_of
+
+
+def steps(folder: Path) -> list[int]:
+    return [step_of(path) for path in newest_first(folder / "checkpoints")]
+
+
+def content(checkpoint: Path) -> dict[str, torch.Tensor]:
+    return torch.load(checkpoint, weights_only=True)["state_dict"]
+
+
+def flip(path: Path, share: float = 0.37) -> None:
+    """One bit, at this share of the file."""
+    data = bytearray(path.read_bytes())
+    data[int(len(data) * share)] ^= 1
+    path.write_bytes(data)
+
+
+def same(ours: Path, theirs: Path) -> None:
+    a, b = weights(ours), weights(theirs)
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("keep", [1, 3])
+def test_the_newest_stay(run, keep):
+    assert steps(run("fusesft", f"checkpoint.keep={keep}")) == [4, 3, 2, 1][:keep]
+
+
+def test_the_last_step_has_one_whatever_the_rhythm(run):
+    assert steps(run("fusesft", "checkpoint.every=3")) == [4, 3]
+
+
+@pytest.mark.parametrize(("mode", "which"), [("min", min), ("max", max)])
+def test_the_best_one_stays_and_becomes_the_model(mode, which, run):
+    folder = run("fusesft", "checkpoint.best=val/nll", f"checkpoint.mode={mode}", "checkpoint.keep=1", "max_steps=6")
+    with (folder / "metrics.csv").open() as file:
+        nll = {int(row["step"]): float(row["val/nll"]) for row in csv.DictReader(file) if row["val/nll"]}
+    del nll[0]
+    best = which(nll, key=nll.__getitem__)
+    assert json.loads((folder / "summary.json").read_text())["best_step"] == best
+    assert steps(folder) == sorted({6, best}, reverse=True)
+    kept = content(folder / f"checkpoints/step-{best}.ckpt")
+    for name, weight in weights(folder).items():
+        torch.testing.assert_close(weight, kept[f"policy.{name}"], rtol=0, atol=0)
+
+
+def test_an_unknown_metric_is_told_before_the_first_step(run, tmp_path):
+    with pytest.raises(FuserlError, match="does not measure `val/nlll`"):
+        run("fusesft", "checkpoint.best=val/nlll")
+    assert not steps(tmp_path / "run")
+
+
+def test_the_best_one_needs_a_validation(run):
+    with pytest.raises(FuserlError, match="there is no validation"):
+        run("fusesft", "checkpoint.best=val/nll", "data.validation_split=null", "data.validation_fraction=0")
+
+
+def test_written_behind_is_written_alike(run):
+    plain = run("fusepo_dpo", "checkpoint.keep=4", output="plain")
+    behind = run("fusepo_dpo", "checkpoint.keep=4", "checkpoint.asynchronous=true", output="behind")
+    same(behind, plain)
+    for step in (1, 2, 3, 4):
+        ours, theirs = (content(folder / f"checkpoints/step-{step}.ckpt") for folder in (behind, plain))
+        for name, weight in ours.items():
+            torch.testing.assert_close(weight, theirs[name], rtol=0, atol=0)
+
+
+def test_a_copy_does_not_follow():
+    tree = {"weight": torch.zeros(3), "list": [torch.ones(2), "text"], "count": {"ready": 1}}
+    copy = copied(tree)
+    tree["weight"] += 1
+    tree["list"].append(None)
+    tree["count"]["ready"] = 2
+    assert copy["weight"].tolist() == [0, 0, 0]
+    assert (len(copy["list"]), copy["count"]) == (2, {"ready": 1})
+
+
+@pytest.mark.parametrize("behind", [False, True])
+def test_a_failed_write_is_told(behind):
+    def fail(what: object) -> None:
+        raise FuserlError("no room")
+
+    writer = Writer(behind=behind)
+
+    def written() -> None:
+        writer.write({}, fail)
+        writer.finish()
+
+    with pytest.raises(FuserlError, match="no room"):
+        written()
+    writer.finish()  # told once
+
+
+def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_taken(run, settings, tmp_path, capfd):
+    from fuserl.training.run import train
+
+    plain = run("fusepo_dpo", output="plain")
+    folder = run("fusepo_dpo")
+    (folder / "summary.json").unlink()
+    newest = folder / "checkpoints/step-4.ckpt"
+    flip(newest)
+    assert damage(newest)
+    train(compose("train", settings("fusepo_dpo")))
+    assert "the checkpoint of step 4 is damaged" in capfd.readouterr().err
+    assert newest.with_suffix(".damaged").exists()
+    same(folder, plain)
+
+
+@pytest.mark.parametrize("share", [0.001, 0.1, 0.5, 0.9, 0.999])
+def test_damage_anywhere_is_seen_or_harmless(share, tmp_path):
+    path = tmp_path / "step-1.ckpt"
+    torch.manual_seed(0)
+    whole = {"state_dict": {"weight": torch.randn(300, 100)}, "name": "x"}
+    torch.save(whole, path)
+    assert damage(path) is None
+    flip(path, share)
+    if damage(path) is None:  # between records
+        assert torch.equal(content(path)["weight"], whole["state_dict"]["weight"])
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
+    assert damage(path)
+
+
+def test_nothing_but_damage_is_an_error(tmp_path):
+    for step in (1, 2):
+        (tmp_path / f"step-{step}.ckpt").write_bytes(b"no checkpoint")
+    with pytest.raises(FuserlError, match="every checkpoint of this run is damaged"):
+        last_whole(tmp_path)
+    assert not newest_first(tmp_path)
+    assert last_whole(tmp_path) is None
+
+
+LIMITED = """
+import resource, signal, sys
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv.pop(1)), resource.RLIM_INFINITY))
+from fuserl.cli import main
+main()
+"""
+
+
+@pytest.mark.parametrize("behind", ["false", "true"])
+def test_a_checkpoint_that_cannot_be_written_ends_the_run_and_spares_the_one_before(run, settings, behind, tmp_path):
+    run("fusesft", output="filled")  # tokens are there
+    more = settings("fusesft", f"checkpoint.asynchronous={behind}")
+    command = [sys.executable, "-c", LIMITED, "60000", "train", *more]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "error: the checkpoint could not be written" in done.stderr
+    assert "Traceback" not in done.stderr
+    left = list((tmp_path / "run/checkpoints").glob("step-*"))
+    assert not left, "half a checkpoint is there"
+
+
+def test_no_room_is_told_before_anything_is_computed(run, monkeypatch, tmp_path):
+    usage = space.shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(space.shutil, "disk_usage", lambda path: usage._replace(free=10**5))
+    with pytest.raises(FuserlError, match="0.0 GiB are free"):
+        run("fusepo_dpo")
+    assert not (tmp_path / "cache/reference").exists()
