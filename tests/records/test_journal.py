@@ -38,6 +38,18 @@ with locked(sys.argv[1]):
     time.sleep(60)
 """
 
+FORKER = """
+import os
+import sys
+import time
+from fuserl.records.journal import locked
+with locked(sys.argv[1]):
+    child = os.fork()
+    if child:
+        print(child, flush=True)
+    time.sleep(60)
+"""
+
 
 def python(code: str, *arguments: object) -> subprocess.Popen:
     return subprocess.Popen([sys.executable, "-c", code, *map(str, arguments)], stdout=subprocess.PIPE, text=True)
@@ -194,6 +206,23 @@ def test_two_processes_cannot_hold_a_folder_and_a_killed_one_lets_go(tmp_path):
         pass
     with locked(tmp_path):
         pass
+
+
+def test_a_child_of_a_killed_process_does_not_hold_its_folder(tmp_path):
+    """As loader processes, which see some seconds late that nobody is left."""
+    holder = python(FORKER, tmp_path)
+    assert holder.stdout
+    child = int(holder.stdout.readline())
+    try:
+        with pytest.raises(FuserlError, match="another process is working"), locked(tmp_path):
+            pytest.fail("two at once")
+        holder.kill()
+        holder.wait()
+        os.kill(child, 0)  # is there
+        with locked(tmp_path):
+            pass
+    finally:
+        os.kill(child, signal.SIGKILL)
 
 
 def test_places_are_a_dictionary_however_often_they_are_sorted(monkeypatch):

@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from fuserl.errors import FuserlError
 from fuserl.records.places import Filling, Places
@@ -202,6 +202,19 @@ def _key_of(line: bytes) -> bytes:
     return json.loads(line)["key"].encode()
 
 
+_held: set[TextIO] = set()
+
+
+def _let_go() -> None:
+    """A fork, as a loader's process is one, has the open file too, and would hold the folder after its parent was killed."""
+    for file in _held:
+        file.close()
+    _held.clear()
+
+
+os.register_at_fork(after_in_child=_let_go)
+
+
 class BusyFolder(FuserlError):
     """Another process holds the folder; whoever can wait for it may."""
 
@@ -235,4 +248,8 @@ def locked(folder: str | Path) -> Iterator[None]:
             ) from error
         file.write(str(os.getpid()))
         file.flush()
-        yield
+        _held.add(file)
+        try:
+            yield
+        finally:
+            _held.discard(file)
