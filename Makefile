@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: help setup bwrap browser demo test test-vllm audit check bench kills notebooks clean
+.PHONY: help setup bwrap browser slurm demo test test-vllm audit check bench kills notebooks clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -34,6 +34,11 @@ demo: setup  ## FuseSFT, the FusePO objectives and their baselines on a small wo
 # Debian's Chromium and what it draws letters with; tests that need it skip where it is missing.
 browser:  ## Chromium for the page's tests: apt-get install, needs root
 	apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends chromium fonts-dejavu-core
+
+# A cluster of this machine alone, for tests/clusters; Debian starts daemons of its own, which the tests leave alone.
+slurm:  ## Slurm with accounting for the tests of clusters: apt-get install, needs root
+	apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends \
+		slurmctld slurmd slurmdbd slurm-client munge mariadb-server
 
 test: setup  ## all tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal

@@ -42,10 +42,16 @@ def sweep(verb: str, overrides: Sequence[str]) -> Path:
     with locked(found.folder):
         _remember(found)
         with watching(found):
-            _launch(found)
+            gave_up = _launch(found)
         ended = states(found)
         say_result(ended, found)
     failed = [state for state in ended if state.what != "done"]
+    if gave_up and (failed or not ended):
+        raise FuserlError(
+            f"{len(failed)} of {len(ended)} jobs are not done, and their launcher gave up ({gave_up})",
+            where=str(found.folder),
+            hint="what a cluster still runs goes on there; the same command waits for it, and continues the others",
+        )
     if failed:
         raise FuserlError(
             f"{len(failed)} of {len(ended)} jobs failed; the first, `{failed[0].job.label}`: {failed[0].detail}",
@@ -67,8 +73,12 @@ def _remember(found: Sweep) -> None:
     write_text_atomically(path, json.dumps(told, indent=1, ensure_ascii=False))
 
 
-def _launch(found: Sweep) -> None:
-    """Let Hydra's sweeper and launcher run the jobs."""
+def _launch(found: Sweep) -> str:
+    """Let Hydra's sweeper and launcher run the jobs.
+
+    Returns:
+        Why a launcher gave up before all had ended, as one of a cluster does that lost a job; else nothing.
+    """
     import hydra
 
     output = str(found.folder).replace("\\", "\\\\").replace("'", "\\'")
@@ -81,5 +91,9 @@ def _launch(found: Sweep) -> None:
         hydra.main(version_base="1.3", config_path=str(config_folder()), config_name=found.verb)(
             partial(task, found.verb)
         )()
+    except Exception as error:  # launchers raise what they like; what a job raises stands in its folder
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        return " ".join([type(error).__name__ + ":", *lines[:2]])[:400]
     finally:
         sys.argv = before
+    return ""

@@ -1,0 +1,136 @@
+"""Sweeps and runs on a real Slurm: its controller, two nodes and its accounting run here, as this test's own.
+
+Where Debian's packages are missing all of it skips: `make slurm` installs them, with root's rights.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import kit
+import pytest
+import slurm
+
+pytestmark = pytest.mark.skipif(slurm.missing() is not None, reason=str(slurm.missing()))
+
+TINY = (
+    "data.limit=24", "data.validation_limit=8", "batch_size=8", "max_steps=6", "logger=csv", "probe.prompts=0", "optimizer.lr=1e-3",
+    "trainer.accelerator=cpu", "checkpoint.every=1", "trainer.log_every=1", "trainer.progress_bar=false",
+)  # fmt: skip
+LONG = (*TINY, "max_steps=60", "checkpoint.every=5")  # long enough to be met while it runs
+ON_SLURM = ("hydra/launcher=submitit_slurm", "hydra.launcher.timeout_min=20", "hydra.launcher.cpus_per_task=1")
+PATIENCE = 120.0  # seconds
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[slurm.Cluster]:
+    with (
+        tempfile.TemporaryDirectory(prefix="slurm-", dir="/tmp") as folder,
+        slurm.cluster(Path(folder) / "cluster") as running,
+    ):
+        Path(folder).chmod(0o755)
+        yield running
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory) -> str:
+    return f"cache={tmp_path_factory.mktemp('cache')}"
+
+
+def command(folder: Path, *overrides: str) -> list[str]:
+    return [sys.executable, "-m", "fuserl", "train", "--multirun", *overrides, f"output={folder}"]
+
+
+def swept(cluster: slurm.Cluster, folder: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(folder, *overrides), env=cluster.environment, capture_output=True, text=True, timeout=PATIENCE
+    )
+
+
+def weights(folder: Path) -> dict[str, bytes]:
+    """Of every finished job: the bytes of its weights, by the job's name."""
+    return {path.parts[-3]: path.read_bytes() for path in folder.glob("train-*/model/model.safetensors")}
+
+
+def summaries(folder: Path) -> dict[str, dict]:
+    """Of every finished job, without what a clock says."""
+    found = {path.parts[-2]: json.loads(path.read_text()) for path in folder.glob("train-*/summary.json")}
+    return {name: {key: told[key] for key in ("steps", "objective", "validation")} for name, told in found.items()}
+
+
+def until(true: Callable[[], object], told: Callable[[], str]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not true():
+        assert time.monotonic() < deadline, told()
+        time.sleep(0.05)
+
+
+def steps_saved(folder: Path) -> int:
+    """The last step of which a job has a checkpoint; 0: none."""
+    return max((int(path.stem.split("-")[1]) for path in folder.glob("train-*/checkpoints/step-*.ckpt")), default=0)
+
+
+def test_a_sweep_over_nodes_is_the_sweep_of_this_machine(cluster, cache, tmp_path):
+    here, there = tmp_path / "here", tmp_path / "there"
+    chosen = (*TINY, "seed=0,1", cache)
+    done = swept(cluster, there, *chosen, *ON_SLURM)
+    assert done.returncode == 0, done.stderr + cluster.logs()
+    assert done.stderr.count("✓") == 2
+    until(lambda: set(cluster.jobs().values()) == {"COMPLETED"}, lambda: str(cluster.jobs()) + cluster.logs())
+    assert "2 jobs" in swept(cluster, here, *chosen).stderr
+    assert weights(there) == weights(here)
+    assert len(weights(here)) == 2
+    assert summaries(there) == summaries(here)
+    before = len(cluster.jobs())
+    again = swept(cluster, there, *chosen, *ON_SLURM)
+    assert again.returncode == 0, again.stderr
+    print(len(cluster.jobs()) - before, "jobs for a finished sweep")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(cluster, cache, tmp_path_factory) -> dict[str, bytes]:
+    """The long job's weights."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    done = swept(cluster, folder, *LONG, cache)
+    assert done.returncode == 0, done.stderr
+    return weights(folder)
+
+
+def started(cluster: slurm.Cluster, folder: Path, *overrides: str) -> tuple[subprocess.Popen[str], str]:
+    """A sweep of one long job on Slurm, and the number of that job, once it has a checkpoint and goes on."""
+    environment = cluster.environment
+    sweep = subprocess.Popen(command(folder, *LONG, *overrides), env=environment, stderr=subprocess.PIPE, text=True)
+    until(lambda: steps_saved(folder), cluster.logs)
+    (job,) = [name for name, state in cluster.jobs().items() if state == "RUNNING"]
+    assert not weights(folder)
+    return sweep, job
+
+
+def test_a_job_that_is_cancelled_saves_is_told_and_continues(cluster, cache, tmp_path, undisturbed):
+    sweep, job = started(cluster, tmp_path, cache, *ON_SLURM)
+    cluster.tell("scancel", job)
+    _, said = sweep.communicate(timeout=PATIENCE)
+    assert sweep.returncode == 1
+    assert "Traceback" not in said.partition("error:")[2], said
+    assert "1 of 1 jobs are not done, and their launcher gave up" in said
+    assert "CANCELLED" in said
+    reached = steps_saved(tmp_path)
+    assert 0 < reached < 60
+    assert f"step {reached} was the last one; its checkpoint is written" in submitted(tmp_path)
+    again = swept(cluster, tmp_path, *LONG, cache, *ON_SLURM)
+    assert again.returncode == 0, again.stderr
+    assert weights(tmp_path) == undisturbed
+
+
+def submitted(folder: Path) -> str:
+    """What the jobs themselves printed."""
+    return "".join(path.read_text() for path in folder.glob(".submitit/*/*_log.*"))
