@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -107,3 +109,33 @@ def test_a_signal_while_validating(which, run, monkeypatch, tmp_path):
     again = run("fusesft", *LONG, *probed)
     same(again, plain)
     assert (again / "samples.jsonl").read_text() == (plain / "samples.jsonl").read_text()
+
+
+def test_two_processes_end_together_when_the_command_is_told(run, settings, tmp_path):
+    """In pieces, written behind the training; then one process goes on."""
+    plain, folder = run("fusepo_dpo", *LONG, output="plain"), tmp_path / "run"
+    cut_up = (
+        *LONG,
+        "checkpoint.every=1",
+        "trainer.val_every=100",
+        "checkpoint.asynchronous=true",
+        "trainer.timeout=60",
+    )
+    command = settings("fusepo_dpo", *cut_up, "trainer=fsdp2", "trainer.devices=2")
+    with subprocess.Popen(
+        [sys.executable, "-m", "fuserl.cli", "train", *command], stderr=subprocess.PIPE, text=True
+    ) as run_:
+        while not any(step >= 2 for step in steps(folder)) and run_.poll() is None:
+            time.sleep(0.01)
+        run_.send_signal(signal.SIGTERM)
+        told = run_.stderr.read() if run_.stderr else ""
+    assert run_.returncode == 128 + signal.SIGTERM, told
+    assert "Traceback" not in told, told
+    assert told.count("the run ends after this step") == 1
+    done = steps(folder)[0]
+    assert f"step {done} was the last one" in told
+    if done < 12:
+        assert not (folder / "summary.json").exists()
+    again = run("fusepo_dpo", *LONG, "trainer.val_every=100")
+    for name, weight in weights(again).items():
+        torch.testing.assert_close(weight, weights(plain)[name], rtol=0, atol=1e-9)
