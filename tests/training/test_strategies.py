@@ -16,8 +16,9 @@ import pytest
 import torch
 from conftest import weights  # tests/training/conftest.py
 from forking import Nursery
+from safetensors.torch import load_file
 from torch.testing import assert_close
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
 
 from fuserl.errors import FuserlError
 from fuserl.settings import compose, config_folder, leaves, plain
@@ -80,6 +81,45 @@ CHAINS = {
     "cut up over two, one, two": ((2, "fsdp2", 3), (1, "fsdp2", 6), (2, "fsdp2", None)),
     "another strategy every time": ((1, "default", 3), (2, "fsdp2", 5), (2, "ddp", 7), (2, "fsdp2", 8), (1, "default", None)),
 }  # fmt: skip
+
+
+@pytest.fixture
+def llama(target, tmp_path) -> Path:
+    """A target whose files hold it weight by weight under its own names, and which is written so, too."""
+    folder = tmp_path / "llama"
+    shutil.copytree(target, folder)
+    (folder / "model.safetensors").unlink()
+    shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    size = AutoConfig.from_pretrained(target).vocab_size
+    config = LlamaConfig(
+        vocab_size=size, num_key_value_heads=2, initializer_range=0.2, tie_word_embeddings=True, **shape
+    )
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config).double().save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("adapted", [False, True])
+def test_a_model_is_written_in_pieces_as_it_is_whole(adapted, run, ranks, llama):
+    more = (*SHORT, f"target.path={llama}", "test.split=test", "probe.max_new_tokens=6")
+    if adapted:
+        more = (*more, "target.lora={r: 2, target_modules: [q_proj, down_proj]}")
+    alone = run("fusepo_dpo", *more, output="alone")
+    # the norms of this model compute in fp32, so runs agree to its rounding; what each writes is compared with what it holds
+    folder = ranks(2, "fusepo_dpo", *more, "trainer=fsdp2", output="pieces")
+    ours, theirs = ({p.name for p in (f / "model").iterdir()} for f in (folder, alone))
+    assert ours == theirs
+    for name in theirs:
+        if name.endswith(".json"):
+            assert json.loads((folder / "model" / name).read_text()) == json.loads((alone / "model" / name).read_text())
+    a, b = weights(folder), weights(alone)
+    assert a.keys() == b.keys()
+    for name in a:
+        assert_close(a[name], b[name], rtol=0, atol=1e-4)
+    assert (folder / "test.jsonl").read_text() == (alone / "test.jsonl").read_text()
+    if adapted:
+        ours, theirs = (load_file(f / "adapter/adapter_model.safetensors") for f in (folder, alone))
+        assert ours.keys() == theirs.keys()
 
 
 @pytest.fixture

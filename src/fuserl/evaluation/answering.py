@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from hydra.utils import get_method
+from torch import Tensor
 
 from fuserl.errors import FuserlError
 from fuserl.models.generate import sample
@@ -48,12 +49,13 @@ def answers(
     temperature: float,
     seed: int,
     score: Score | None,
+    agree: Callable[[Tensor], Tensor] | None = None,
 ) -> list[dict[str, Any]]:
     """One row an answer, in the order of `groups`.
 
     Args:
         samples: answers a prompt.
-        max_new_tokens, temperature, seed: see `models.generate.sample`.
+        max_new_tokens, temperature, seed, agree: see `models.generate.sample`.
     """
     sampled = sample(
         model,
@@ -63,6 +65,7 @@ def answers(
         temperature=temperature,
         stop_ids=template.stop_ids,
         seed=seed,
+        agree=agree,
     )
     rows = []
     for group, drawn in zip(groups, sampled, strict=True):

@@ -20,8 +20,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, GenerationConfig
 
+from fuserl.errors import FuserlError
 from fuserl.models import attention
 from fuserl.models.load import dtype_named, load_policy, made_ready, model_config, not_loadable
 from fuserl.models.reference import plain_name
@@ -73,6 +74,8 @@ def load_cut_up(
         get, model = sent.get, hollow(config, sent.dtype)
         drawn = lora and lora | {"init_lora_weights": True}  # to be overwritten
         model = made_ready(model, lora=drawn, checkpointing=checkpointing, packing=packing)
+    with suppress(OSError, FuserlError):
+        causal_lm(model).generation_config = GenerationConfig.from_pretrained(snapshot(path, revision))
     shard(model, mesh, gather, ready=partial(_fill, get=get, device=device))
     return model
 

@@ -120,11 +120,11 @@ def of_each_in_turn(parts: Iterable[Tensor], function: Callable[[Tensor], str]) 
     with ThreadPoolExecutor(1) as thread:
         turn: tuple[int, Future[str]] | None = None
         for place, part in enumerate(parts):
-            full = _full(part)
+            together = full(part)
             if place % count == rank:
                 if turn:
                     mine[turn[0]] = turn[1].result()  # one at a time is held
-                turn = place, thread.submit(function, full)
+                turn = place, thread.submit(function, together)
         if turn:
             mine[turn[0]] = turn[1].result()
     theirs: list[dict[int, str]] = [{}] * count
@@ -143,13 +143,14 @@ def trained_weights(model: nn.Module, *, keep: bool) -> dict[str, Tensor]:
     found = {}
     for name, part in model.state_dict(keep_vars=True).items():
         if name not in frozen:
-            full = _full(part)
+            together = full(part)
             if keep:
-                found[name] = full.detach().cpu()
+                found[name] = together.detach().cpu()
     return found
 
 
-def _full(part: Tensor) -> Tensor:
+def full(part: Tensor) -> Tensor:
+    """A weight put together, in every process; all call it."""
     if isinstance(part, DTensor):
         return part.full_tensor()
     if hasattr(part, "ds_id"):

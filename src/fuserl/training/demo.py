@@ -108,7 +108,7 @@ def base_answers(path: Path, test: list[PromptGroup], cfg: DictConfig) -> Path:
     if not path.exists():
         tokenizer = load_tokenizer(str(PACKAGE / "target"))
         policy, template = load_policy(str(PACKAGE / "target"), dtype="float32"), load_template(tokenizer)
-        write_answers(path, tested(policy, template, test, cfg))
+        write_answers(path, tested(policy, template, test, cfg, first=True))
     return path
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from fuserl.errors import FuserlError
@@ -29,6 +30,11 @@ def export_model(model: Any, tokenizer: Any, folder: Path, *, card: str) -> None
     tokenizer.save_pretrained(part)
     (part / "README.md").write_text(card, encoding="utf-8")
     _compare(plain, part)
+    finished(part, folder)
+
+
+def finished(part: Path, folder: Path) -> None:
+    """What was written gets its name."""
     shutil.rmtree(folder, ignore_errors=True)
     part.rename(folder)
 
@@ -42,6 +48,11 @@ def _compare(model: Any, folder: Path) -> None:
     was_training = model.training
     written, held = again(probe).logits, model.eval()(probe).logits
     model.train(was_training)
+    require_the_same(written, held, dtype, folder)
+
+
+def require_the_same(written: Tensor, held: Tensor, dtype: torch.dtype, folder: Path) -> None:
+    """Raises: FuserlError: logits of the written model are not those of the one in memory."""
     gap, scale = float((written - held).abs().max()), float(held.abs().max())
     if not gap <= 50 * torch.finfo(dtype).eps * max(scale, 1.0):
         raise FuserlError(

@@ -13,24 +13,30 @@ import lightning as L
 import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
+from torch.distributed.device_mesh import DeviceMesh
 
 from fuserl.errors import FuserlError
 from fuserl.models.compiled import compile_layers
+from fuserl.models.cut_loading import load_cut_up
 from fuserl.models.kernels import checked_backend
 from fuserl.models.load import check_vocabulary, load_policy, load_tokenizer
 from fuserl.models.reference import fill, weights_digest
 from fuserl.models.reference_cache import ReferenceCache
+from fuserl.models.reference_together import fill_together
 from fuserl.models.scoring import Packed, Padded, Scoring, per_token, rows_within
-from fuserl.models.sharding import is_sharded, trained_weights
+from fuserl.models.sharding import is_sharded, trained_weights, whole
 from fuserl.terminal import say
 from fuserl.tokens.collate import PADDING, GroupBatch
 from fuserl.tokens.scores import scores_of
 from fuserl.tokens.templates import Template, load_template
 from fuserl.training import ranges
 from fuserl.training.datamodule import Split
+from fuserl.training.export import export_model
+from fuserl.training.export_pieces import export_in_pieces, goes_in_pieces
 from fuserl.training.group_module import Report
 from fuserl.training.prepare import Prepared, prepare, reported_pairs
-from fuserl.training.strategies import Place
+from fuserl.training.space import require_space
+from fuserl.training.strategies import Place, cuts_up, gathered_in, joined
 
 PACK_LENGTHS = 8  # on a GPU
 PACK_TOKENS = {"cuda": 16384, "cpu": 4096}  # what `trainer.max_tokens=auto` says; larger packs gain no speed there
@@ -118,8 +124,10 @@ class Setup:
         self.device = device_of(cfg.trainer.accelerator)
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
-        dtype = dtype_of(cfg)
-        self.policy = self._loaded().to(self.device)
+        self.mesh = joined(self.device, Place.of(cfg).patience) if cuts_up(cfg) else None
+        self.in_pieces = self.mesh is not None
+        self.policy = self._loaded(self.mesh)
+        require_space(cfg, self.policy)
         if cfg.trainer.compile:
             compile_layers(self.policy)
         self.scoring = self._scoring_of(self.policy)
@@ -127,32 +135,39 @@ class Setup:
             self.prepared.train = rounded_up(self.prepared.train)
         self.reference_stats: dict[str, Any] = {"hits": 0, "misses": 0, "seconds": 0.0}
         if self.prepared.objective.uses_reference:
-            self._fill_reference(dtype)
+            self._fill_reference()
 
-    def _loaded(self) -> Any:
-        cfg = self.cfg
-        return load_policy(
-            cfg.target.path,
-            revision=cfg.target.revision,
-            dtype=dtype_of(cfg),
-            lora=OmegaConf.to_container(cfg.target.lora) if cfg.target.lora else None,
-            checkpointing=cfg.target.checkpointing,
-            packing=cfg.trainer.packing,
-        )
+    def _loaded(self, mesh: DeviceMesh | None) -> Any:
+        """The policy that training starts from, on the device; in pieces where there is a mesh."""
+        target = self.cfg.target
+        lora = OmegaConf.to_container(target.lora) if target.lora else None
+        more = {"revision": target.revision, "lora": lora, "checkpointing": target.checkpointing}
+        return self._model(target.path, mesh, **more)
 
-    def put_together(self, *, here: bool) -> None:
-        """After training, a policy that is cut up becomes whole again, in one process.
+    def _model(self, path: str | Path, mesh: DeviceMesh | None, **more: Any) -> Any:
+        more |= {"dtype": dtype_of(self.cfg), "packing": self.cfg.trainer.packing}
+        if mesh is None:
+            return load_policy(str(path), **more).to(self.device)
+        return load_cut_up(str(path), mesh, device=self.device, gather=gathered_in(self.cfg), **more)
+
+    def export(self, folder: Path, *, card: str, first: bool) -> None:
+        """Write `model/`; a policy in pieces is put together weight by weight, where it can be.
 
         Args:
-            here: whether this is the one. All must call.
+            first: whether this is the process that writes. All must call.
         """
-        if not is_sharded(self.policy):
+        self.in_pieces = self.mesh is not None and goes_in_pieces(self.policy)
+        if self.in_pieces:
+            load = partial(self._model, mesh=self.mesh)
+            export_in_pieces(self.policy, self.tokenizer, folder, card=card, first=first, load=load)
             return
-        weights = trained_weights(self.policy, keep=here)
-        if here:
-            self.policy = self._loaded()
-            self.policy.load_state_dict(weights, strict=False)
-            self.policy.to(self.device)
+        if is_sharded(self.policy):
+            weights = trained_weights(self.policy, keep=first)
+            if first:
+                self.policy = self._loaded(None)
+                self.policy.load_state_dict(weights, strict=False)
+        if first:
+            export_model(self.policy, self.tokenizer, folder, card=card)
 
     @property
     def backend(self) -> str:
@@ -164,21 +179,21 @@ class Setup:
         if self.cfg.trainer.packing == "padded":
             return Padded()
         with self._as_trained():
-            backend = checked_backend(model, self.cfg.trainer.attention)
+            backend = whole(model, lambda: checked_backend(model, self.cfg.trainer.attention))
         gpu = torch.cuda.get_device_properties(self.device).total_memory if self.device.type == "cuda" else None
         rows = rows_within(logits_gib(self.cfg.trainer.logits_memory, gpu), model)
         return Packed(backend, rows, self.prepared.objective.linear)
 
-    def _fill_reference(self, dtype: str) -> None:
+    def _fill_reference(self) -> None:
         model, scoring, path = self.policy, self.scoring, self.cfg.reference.path
         if path:
             check_vocabulary(path, self.tokenizer)
-            model = load_policy(path, dtype=dtype, packing=self.cfg.trainer.packing).to(self.device)
+            model = self._model(path, self.mesh)
             scoring = self._scoring_of(model)
         cache = ReferenceCache(
             self.cache / "reference",
             weights=weights_digest(model),
-            dtype=f"{next(model.parameters()).dtype}, {self.cfg.trainer.precision}",
+            dtype=f"{next(model.parameters()).dtype}, {self.cfg.trainer.precision}{self._rounded()}",
             backend=_backend(scoring),
             model=str(path or self.cfg.target.path),
         )
@@ -192,16 +207,20 @@ class Setup:
         self.reference_stats = {"hits": cache.hits, "misses": cache.misses, "seconds": round(seconds, 3)}
         say(f"reference log-probs: {cache.hits} from the cache, {cache.misses} computed in {seconds:.1f} s")
 
+    def _rounded(self) -> str:
+        """What weights in pieces are rounded to while they compute, where they are."""
+        gather = gathered_in(self.cfg) if self.mesh else None
+        return f", gathered in {gather}" if gather else ""
+
     def _with_reference(self, split: Split, model: Any, scoring: Scoring, cache: ReferenceCache) -> Split:
         planned = np.zeros(len(split.used), dtype=bool)
         planned[list(split.plan.rows)] = True
-        filled = fill(
+        filled = (fill_together if self.mesh else fill)(
             model,
             split.store,
             split.used & planned[:, None],
             cache,
             max_tokens=split.plan.max_tokens,
-            backend=_backend(scoring),
             truncate=split.truncate,
             score=partial(self._score_as_trained, scoring),
             per_token=partial(self._tokens_as_trained, scoring) if self.cfg.reference.per_token else None,
@@ -217,7 +236,7 @@ class Setup:
 
     def _score_as_trained(self, scoring: Scoring, model: Any, batch: GroupBatch) -> torch.Tensor:
         with self._as_trained():
-            return scoring.score(model, batch)
+            return whole(model, lambda: scoring.score(model, batch))
 
     def _tokens_as_trained(self, scoring: Scoring, model: Any, batch: GroupBatch) -> torch.Tensor:
         if not isinstance(scoring, Packed):
@@ -227,7 +246,7 @@ class Setup:
                 hint="use `trainer.packing=shared`",
             )
         with self._as_trained():
-            return per_token(model, batch, backend=scoring.backend, rows=scoring.rows)
+            return whole(model, lambda: per_token(model, batch, backend=scoring.backend, rows=scoring.rows))
 
     def report(self) -> Report:
         """What the module measures."""

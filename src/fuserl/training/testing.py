@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
+import torch
 from omegaconf import DictConfig
 
 from fuserl.errors import FuserlError
 from fuserl.evaluation.answering import Score, answers, score_named
+from fuserl.models.sharding import first_ones, is_sharded, whole
 from fuserl.records.formats import ReadReport, read_groups, splits_of
 from fuserl.records.schema import PromptGroup
 from fuserl.tokens.templates import Template
@@ -23,9 +26,16 @@ def score_of(cfg: DictConfig) -> Score | None:
     return score_named(cfg.probe.score, "probe.score")
 
 
-def tested(model: Any, template: Template, groups: Sequence[PromptGroup], cfg: DictConfig) -> list[dict[str, Any]]:
-    """`test.samples` answers a prompt, drawn and graded as the probe's are; one row an answer."""
-    return answers(
+def tested(
+    model: Any, template: Template, groups: Sequence[PromptGroup], cfg: DictConfig, *, first: bool
+) -> list[dict[str, Any]]:
+    """`test.samples` answers a prompt, drawn and graded as the probe's are; one row an answer.
+
+    Args:
+        first: whether this process grades; all that share a model in pieces must call.
+    """
+    drawing = partial(
+        answers,
         model,
         template,
         groups,
@@ -33,8 +43,11 @@ def tested(model: Any, template: Template, groups: Sequence[PromptGroup], cfg: D
         max_new_tokens=cfg.probe.max_new_tokens,
         temperature=cfg.probe.temperature,
         seed=cfg.seed,
-        score=score_of(cfg),
+        score=score_of(cfg) if first else None,
+        agree=first_ones if is_sharded(model) else None,
     )
+    with torch.no_grad():
+        return whole(model, drawing)
 
 
 def groups_of_test(cfg: DictConfig) -> list[PromptGroup]:
