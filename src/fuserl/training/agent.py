@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from fuserl.errors import FuserlError
+from fuserl.records.manifest import write_text_atomically
 
 AT_ONCE = 10  # seconds: who ended so soon after the first did so by itself; the agent gives the others 30
 FROM_THERE = "the same command goes on from the last checkpoint"
@@ -80,13 +81,13 @@ def read(path: Path) -> list[Ended]:
 
 
 def write_down(error: FuserlError) -> bool:
-    """Leave a rank's error to the agent above it; False where there is none."""
+    """Leave a rank's error to the agent above it, which may ask the rank to end at any moment; False where there is none."""
     path = os.environ.get("TORCHELASTIC_ERROR_FILE")
     if not path:
         return False
     told = {"what": error.what, "where": error.where, "hint": error.hint, "kind": type(error).__name__}
     text = json.dumps({"message": str(error), "timestamp": str(int(time.time())), "error": told})
-    Path(path).write_text(text, encoding="utf-8")
+    write_text_atomically(Path(path), text)
     return True
 
 
@@ -130,7 +131,7 @@ def main(count: int, patience: int, settings: str, reasons: Path) -> int:
             Ended(rank, one.exitcode, one.timestamp, one.error_file_data.get("error"))  # type: ignore[union-attr]
             for rank, one in failed.failures.items()
         ]
-        reasons.write_text(json.dumps([asdict(one) for one in ranks]), encoding="utf-8")
+        write_text_atomically(reasons, json.dumps([asdict(one) for one in ranks]))
         return 1
     except SignalException as asked:
         return 128 + asked.sigval

@@ -18,6 +18,7 @@ GONE = re.compile(
     r"[Cc]onnection (was )?(closed|reset|refused)|[Bb]roken pipe|[Ss]ocket (closed|error)|pair closure|recvValue"
 )
 AMONG = re.compile(r"gloo|NCCL|TCPStore|c10d|pair closure|by peer", re.IGNORECASE)  # who speaks of it
+SAID_BY = re.compile(r"^\[[^\]]*\] ")  # a line of C++
 LOADER = re.compile(r"DataLoader worker \(pid.*?(is killed by signal: [\w ]+|exited unexpectedly)")
 
 
@@ -46,7 +47,8 @@ def in_words(timeout: float, trainer: L.Trainer | None = None) -> Iterator[None]
 
 
 def _told(error: RuntimeError, timeout: float, trainer: L.Trainer | None) -> FuserlError | None:
-    text, first = str(error), (str(error).splitlines() or [""])[0]
+    text = str(error)
+    first = SAID_BY.sub("", (text.splitlines() or [""])[0]).partition(". ")[0]
     if found := LOADER.search(text):
         return FuserlError(
             f"a loader process {found[1].strip()}",

@@ -6,6 +6,7 @@ With settings (`data.path=... trainer.nodes=2`) it is what is started on every m
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from contextlib import nullcontext
 
@@ -39,6 +40,7 @@ if __name__ == "__main__":
     try:
         main(sys.argv[1:])
     except FuserlError as error:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it ends already
         told = write_down(error) and launched(sys.argv[1:])
         sys.exit(1 if told else f"error: {error}")
     except Stopped as stopped:
