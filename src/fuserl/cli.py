@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import os
 import sys
 from collections.abc import Callable
@@ -56,12 +57,24 @@ def main() -> None:
     except FuserlError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
+    except OSError as error:
+        if os.environ.get("FUSERL_TRACEBACK"):
+            raise
+        print(f"error: {of_the_system(error)}", file=sys.stderr)
+        sys.exit(1)
     except Stopped as stopped:
         print(stopped, file=sys.stderr)
         sys.exit(stopped.status)
     except KeyboardInterrupt:
         print("stopped; run the same command again to continue", file=sys.stderr)
         sys.exit(130)
+
+
+def of_the_system(error: OSError) -> FuserlError:
+    """A disk, a folder or a connection that does not do what is asked of it, where no verb knew better."""
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    way = "make room; the same command goes on from there" if full else "FUSERL_TRACEBACK=1 shows where it happened"
+    return FuserlError(f"the system says: {error.strerror or error}", where=str(error.filename or ""), hint=way)
 
 
 def usage() -> str:

@@ -172,6 +172,16 @@ def test_a_checkpoint_that_cannot_be_written_ends_the_run_and_spares_the_one_bef
     assert not left, "half a checkpoint is there"
 
 
+def test_a_disk_that_is_full_for_the_smallest_file_is_told(run, settings):
+    run("fusesft", output="filled")
+    command = [sys.executable, "-c", LIMITED, "3000", "train", *settings("fusesft")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "error: the system says: File too large" in done.stderr
+    assert "the same command goes on from there" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_no_room_is_told_before_anything_is_computed(run, monkeypatch, tmp_path):
     usage = space.shutil.disk_usage(tmp_path)
     monkeypatch.setattr(space.shutil, "disk_usage", lambda path: usage._replace(free=10**5))
