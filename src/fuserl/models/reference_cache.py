@@ -208,7 +208,7 @@ def _started(pid: int) -> str:
 
 def alive(owner: str, beat: float) -> bool:
     """Whether a claim's owner still works: on another machine, or stopped, its signs of life tell."""
-    if time.time() - beat > STALE:
+    if abs(time.time() - beat) > STALE:  # a clock that was set back must not keep the claims of the dead
         return False
     machine, pid, started, _ = owner.split("|")
     if machine != _machine():

@@ -180,7 +180,7 @@ def _optional(value: Any) -> str | None:
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds that a server asks us to wait (`Retry-After`: seconds or a date; `retry-after-ms`); None: it does not.
+    """Seconds that a server asks us to wait (`Retry-After`: seconds, or a date by its own clock; `retry-after-ms`); None: it does not.
 
     >>> retry_after({"retry-after": "2.5"}), retry_after({"retry-after": "soon"})
     (2.5, None)
@@ -192,6 +192,8 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
             continue
         return seconds if 0 <= seconds < float("inf") else None
     try:
-        return max(0.0, parsedate_to_datetime(headers["retry-after"]).timestamp() - time.time())
+        until = parsedate_to_datetime(headers["retry-after"]).timestamp()
+        now = parsedate_to_datetime(headers["date"]).timestamp() if "date" in headers else time.time()
     except (KeyError, ValueError, TypeError, OverflowError):
         return None
+    return max(0.0, until - now)

@@ -72,7 +72,7 @@ def state_of(job: Job) -> State:
         return State(job, "waiting")
     if not _alive(started):
         return State(job, "waiting", "was interrupted")
-    return State(job, "running", _how_far(job.folder), time.time() - started["time"])
+    return State(job, "running", _how_far(job.folder), max(0.0, time.time() - started["time"]))
 
 
 def _done(job: Job, run: Path, started: dict[str, Any] | None) -> State:
@@ -88,7 +88,7 @@ def _done(job: Job, run: Path, started: dict[str, Any] | None) -> State:
 
 def _alive(started: dict[str, Any]) -> bool:
     if started["host"] != socket.gethostname():
-        return time.time() - started["time"] < ELSEWHERE
+        return abs(time.time() - started["time"]) < ELSEWHERE
     try:
         os.kill(started["pid"], 0)
     except OSError:
