@@ -20,10 +20,11 @@ OWN = (  # of a run: what a clock or a machine says, where it lies, and what it 
     "last_command", "seconds", "peak_memory_mb", "tokens_per_second", "data_seconds", "train_seconds", "reference_cache", "command", "time", "started",
     "finished", "pid", "output", "cache",
 )  # fmt: skip
+IN_TRAINING = ("fuserl.training.run", "transformers.models.llama")
 ASIDE = (".lock", "config.yaml")  # files that hold a process's number, and paths
 SMALL = (
-    "data.limit=24", "data.validation_limit=8", "batch_size=8", "max_steps=6", "logger=csv", "optimizer.lr=1e-3", "probe.prompts=2",
-    "probe.max_new_tokens=8", "trainer.accelerator=cpu", "checkpoint.every=1", "trainer.log_every=1", "trainer.val_every=2",
+    "data.limit=24", "data.validation_limit=8", "batch_size=8", "max_steps=16", "logger=csv", "optimizer.lr=1e-3", "probe.prompts=2",
+    "probe.max_new_tokens=8", "trainer.accelerator=cpu", "checkpoint.every=1", "trainer.log_every=1", "trainer.val_every=4",
     "trainer.progress_bar=false", "trainer.max_tokens=200", "output=OUT", "cache=OUT.cache",
 )  # fmt: skip
 
@@ -87,7 +88,7 @@ def answers(folder: Path, number: int = 60) -> list[str]:
     return [f"data.path={folder / 'data'}", *scorer, *combine, "output=OUT"]
 
 
-def texts(folder: Path, number: int = 24) -> list[str]:
+def texts(folder: Path, number: int = 12) -> list[str]:
     """`align` of two sources' models with the target's."""
     from align_kit import made, overrides, write_data
 
@@ -125,17 +126,16 @@ def distilled(folder: Path) -> list[str]:
 
 def swept(*settings: str) -> Callable[[Path], list[str]]:
     """`train --multirun` over two seeds."""
-    return given("--multirun", "probe.prompts=0", "objective=fusepo_dpo", "seed=0,1", *settings)
+    return given("--multirun", "max_steps=8", "probe.prompts=0", "objective=fusepo_dpo", "seed=0,1", *settings)
 
 
 def _train(name: str, prepare: Callable[[Path], list[str]], share: int, **more: Any) -> Job:
-    imports = ("fuserl.training.run", "transformers.models.gpt_neox")
     kept = "out/checkpoints/step-*.ckpt"
-    return Job(name, "train", prepare, run_left, "summary.json", kept, share, imports=imports, **more)
+    return Job(name, "train", prepare, run_left, "summary.json", kept, share, imports=IN_TRAINING, **more)
 
 
 def _sweep(name: str, prepare: Callable[[Path], list[str]], share: int, **more: Any) -> Job:
-    imports = ("fuserl.training.run", "transformers.models.gpt_neox", "fuserl.sweeps.sweep")
+    imports = (*IN_TRAINING, "fuserl.sweeps.sweep")
     kept = "out/train-*/checkpoints/step-*.ckpt"
     return Job(
         name, "train", prepare, sweep_left, "train-*/summary.json", kept, share, results=2, imports=imports, **more
@@ -145,10 +145,11 @@ def _sweep(name: str, prepare: Callable[[Path], list[str]], share: int, **more: 
 TWO = ("objective=fusepo_dpo", "trainer.devices=2")
 DATA_SET = partial(files, patterns=("*.parquet", "manifest.json"))
 JOBS = (
-    _train("train, fusepo_dpo", given("objective=fusepo_dpo"), 8),
-    _train("train, distill", distilled, 8),
-    _train("train, ddp of two ranks", given("trainer=ddp", *TWO), 6, processes=True),
-    _train("train, fsdp2 of two ranks", given("trainer=fsdp2", *TWO), 6, processes=True),
+    _train("train, fusepo_dpo", given("objective=fusepo_dpo", "checkpoint.asynchronous=true"), 6),
+    _train("train, distill", distilled, 6),
+    _train("train, loader processes", given("objective=fusesft", "trainer.num_workers=1"), 6, processes=True),
+    _train("train, ddp of two ranks", given("trainer=ddp", *TWO), 5, processes=True),
+    _train("train, fsdp2 of two ranks", given("trainer=fsdp2", *TWO), 5, processes=True),
     Job(
         "generate", "generate", prompts, DATA_SET, "manifest.json", "out/journal/*.jsonl", 16,
         imports=("fuserl.sources.generate", "pyarrow.parquet", "answering"),

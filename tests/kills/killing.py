@@ -67,7 +67,7 @@ class Killing:
         self.tally = Tally(job.name, job.verb)
         begun = time.monotonic()
         self._to_the_end(folder / "quiet")
-        self.tally.seconds = time.monotonic() - begun
+        self.tally.seconds = self.seconds = time.monotonic() - begun
         self.wanted = job.left(folder / "quiet")
         assert self.wanted, "an undisturbed run leaves nothing to compare"
 
@@ -101,7 +101,7 @@ class Killing:
     def _strike(self, moment: float, rng: Random, *, resumed: bool) -> bool:
         """Start it, kill it at that moment; whether it came to its end nevertheless."""
         child = self.nursery.start(self.job.verb, self._overrides(self.out))
-        time.sleep(moment * self.tally.seconds)
+        time.sleep(moment * self.seconds)
         found = descendants(child)
         whom = rng.choice(WHOM) if found and self.job.processes else "all"
         victims = {"all": [child, *found], "first": [child], "one": [rng.choice(found)] if found else []}[whom]
@@ -116,7 +116,9 @@ class Killing:
         tally = self.tally
         if not hit:
             tally.late += 1
+            self.seconds *= 1.0 if resumed else 0.8  # other work on the machine slows one run more than another
         else:
+            self.seconds *= 1.2 if moment > 0.9 else 1.0
             tally.kills, tally.resumed = tally.kills + 1, tally.resumed + resumed
             tally.kept += any(self.out.parent.glob(self.job.kept))
             tally.told += status == TOLD << 8
