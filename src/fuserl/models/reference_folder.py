@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import shutil
 import sqlite3
+import tempfile
 import time
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from fuserl.models.reference_cache import alive
+from fuserl.models.reference_cache import alive, explained
 
 DAY = 86400.0  # seconds
 
@@ -24,6 +25,17 @@ class Kept:
     in_use: bool  # a living process claims entries
     last_used: float  # seconds since the epoch
     size: int  # bytes
+
+
+def require_writable(folder: Path) -> None:
+    """To be known before a model is loaded.
+
+    Raises:
+        FuserlError: the folder can only be read.
+    """
+    with explained("written", folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
 
 
 def caches(folder: Path) -> list[Kept]:

@@ -22,6 +22,7 @@ from fuserl.models.kernels import checked_backend
 from fuserl.models.load import check_vocabulary, load_policy, load_tokenizer
 from fuserl.models.reference import fill, weights_digest
 from fuserl.models.reference_cache import ReferenceCache
+from fuserl.models.reference_folder import require_writable
 from fuserl.models.reference_together import fill_together
 from fuserl.models.scoring import Packed, Padded, Scoring, per_token, rows_within
 from fuserl.models.sharding import is_sharded, trained_weights, whole
@@ -124,6 +125,8 @@ class Setup:
         self.device = device_of(cfg.trainer.accelerator)
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
+        if self.prepared.objective.uses_reference:
+            require_writable(self.cache / "reference")
         self.mesh = joined(self.device, Place.of(cfg).patience) if cuts_up(cfg) else None
         self.in_pieces = self.mesh is not None
         self.policy = self._loaded(self.mesh)
