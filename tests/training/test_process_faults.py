@@ -20,6 +20,7 @@ from torch.testing import assert_close
 
 from fuserl.errors import FuserlError
 from fuserl.settings import compose
+from fuserl.training import agent
 from fuserl.training.agent import Ended, reason
 from fuserl.training.datamodule import Split
 
@@ -177,6 +178,15 @@ def test_ranks_end_with_the_launcher_that_holds_their_folder():
     parent.communicate()
 
 
+def test_ranks_end_where_the_launcher_was_killed_before_they_could_ask_for_it():
+    """While they import their libraries nobody tells them."""
+    code = "from fuserl.training.agent import die_with_parent as d; d(); print('lives')"
+    for launcher, lives in ((os.getpid(), True), (1, False)):
+        environment = os.environ | {agent.PARENT: str(launcher)}
+        done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+        assert (done.stdout == "lives\n") == lives == (done.returncode != -signal.SIGKILL)
+
+
 TOLD = {"what": "no such reward", "where": "row 3", "hint": "mend it", "kind": "FuserlError"}
 LOST = {"what": "rank 0 has waited", "where": "training", "hint": "look", "kind": "PeersLost"}
 
@@ -187,6 +197,7 @@ LOST = {"what": "rank 0 has waited", "where": "training", "hint": "look", "kind"
         "one is killed, the other loses it": ([Ended(0, 1, 5.0, LOST), Ended(1, -9, 5.0, None)], "process 1 of 2 was killed (SIGKILL)"),
         "one is killed, the others are asked to end": ([Ended(1, -9, 5.0, None), Ended(0, -15, 6.0, None)], "process 1 of 2 was killed (SIGKILL)"),
         "a signal without a name": ([Ended(0, -99, 5.0, None)], "process 0 of 2 was killed (signal 99)"),
+        "NCCL gives up": ([Ended(0, -6, 5.0, None), Ended(1, -15, 6.0, None)], "process 0 of 2 was killed (SIGABRT)"),
         "one is told of bad input, the other loses it": ([Ended(0, 1, 5.0, LOST), Ended(1, 1, 6.0, TOLD)], "no such reward"),
         "one hangs, and is killed for it": ([Ended(0, 1, 5.0, LOST), Ended(1, -9, 36.0, None)], "rank 0 has waited; what hung was process 1 of 2"),
         "one fails without a word": ([Ended(1, 1, 5.0, None), Ended(0, 143, 5.0, None)], "process 1 of 2 ended with status 1"),

@@ -21,6 +21,13 @@ from fuserl.errors import FuserlError
 from fuserl.records.manifest import write_text_atomically
 
 AT_ONCE = 10  # seconds: who ended so soon after the first did so by itself; the agent gives the others 30
+PARENT = "FUSERL_PARENT"  # environment: the number of the process that starts agent or rank
+WHY = {
+    signal.SIGKILL: "where nobody did it, memory ran out: `dmesg` tells, and `fuserl plan` what the run needs",
+    signal.SIGBUS: "a file that it reads was cut, or /dev/shm is full: `df` tells",
+    signal.SIGABRT: "a library gave up, its message is above; on GPUs it is most often NCCL's, when another process has not come "
+    "for `trainer.timeout` seconds",
+}
 FROM_THERE = "the same command goes on from the last checkpoint"
 
 
@@ -58,7 +65,7 @@ def reason(ranks: Sequence[Ended], count: int, where: str) -> FuserlError:
         return FuserlError(
             f"{name} was killed ({_signal(-cause.status)})",
             where=where,
-            hint=f"where nobody did it, memory ran out: `dmesg` tells, and `fuserl plan` what the run needs; {FROM_THERE}",
+            hint=f"{WHY.get(-cause.status, 'its message, if it had time for one, is above')}; {FROM_THERE}",
         )
     if cause.error:
         what = cause.error["what"] + (f"; what hung was process {', '.join(map(str, hung))} of {count}" if hung else "")
@@ -95,6 +102,8 @@ def die_with_parent() -> None:
     """No rank outlives what has started it and holds the folder, however that was killed (Linux)."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+        if os.environ.get(PARENT, str(os.getppid())) != str(os.getppid()):  # which was killed before this line
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 def main(count: int, patience: int, settings: str, reasons: Path) -> int:
@@ -112,6 +121,7 @@ def main(count: int, patience: int, settings: str, reasons: Path) -> int:
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     die_with_parent()
+    os.environ[PARENT] = str(os.getpid())
     logging.disable(logging.ERROR)  # what it says stands in the reasons
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # as torchrun does
     config = LaunchConfig(

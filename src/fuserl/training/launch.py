@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from fuserl.errors import Stopped
 from fuserl.records.manifest import write_text_atomically
-from fuserl.training.agent import Ended, read, reason
+from fuserl.training.agent import PARENT, Ended, read, reason
 from fuserl.training.folder import RunFolder
 
 STEP_AND_CHECKPOINT = 120  # seconds that processes have to end by themselves after a signal; spot machines give no more
@@ -44,7 +45,8 @@ def waited_for(command: Sequence[str]) -> tuple[int, int]:
         Its status, and the signal that has ended it, 0 if none.
     """
     asked: list[int] = []
-    with subprocess.Popen(command, start_new_session=True) as child:
+    environment = os.environ | {PARENT: str(os.getpid())}
+    with subprocess.Popen(command, start_new_session=True, env=environment) as child:
 
         def pass_on(number: int, frame: FrameType | None) -> None:
             asked.append(number)
