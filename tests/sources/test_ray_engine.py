@@ -140,7 +140,7 @@ def test_the_configuration_nests_any_engine():
         assert cfg.engine.engine._target_ == f"fuserl.sources.{target}"
     cfg = compose("generate", ["data.path=x", "engine=ray", "engine.gpus=0", "engine.engine.batch_tokens=100"])
     engine = instantiate(plain(cfg.engine))(SOURCE)
-    assert engine.make.func.keywords == {"batch_tokens": 100, "device": "auto"}
+    assert engine.actors.make.func.keywords == {"batch_tokens": 100, "device": "auto"}
     engine.close()
 
 

@@ -1,7 +1,8 @@
-"""Many engines at once: actors of Ray, on the GPUs of one machine or of many, that share a source's requests.
+"""Many models at once: actors of Ray, on the GPUs of one machine or of many, that share the requests for one.
 
-Requests go out in blocks and answers come back as they are made. An actor that dies is replaced, and what it had not
-answered is asked again. Why these are plain actors and no data set of Ray Data: docs/decisions/0014.
+Requests go out in blocks and results come back as they are made. An actor that dies is replaced, and what it had not
+answered is asked again. Why these are plain actors and no data set of Ray Data: docs/decisions/0014. Sources' engines
+work in them (`engine=ray`), and reward models (`fuserl.rewards.classifier_ray`).
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import islice
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from fuserl.errors import FuserlError
 from fuserl.sources.protocol import Answer, Engine, Failure, Request
@@ -23,14 +24,28 @@ PAUSE = 0.5  # seconds for which an actor collects answers before it sends them
 FAREWELL = 30.0  # seconds that actors have to close their engines
 
 
+@runtime_checkable
+class Keyed(Protocol):
+    """What is asked, and what comes back of it: both carry one key."""
+
+    @property
+    def key(self) -> str:
+        """Not twice among what is under way."""
+        ...
+
+
 class Worker:
     """What runs in an actor: an engine of its own."""
 
-    def start(self, engine: Callable[[], Engine]) -> None:
+    def start(self, engine: Callable[[], Any]) -> None:
         """Load the model."""
         self.engine = engine()
 
-    def answers(self, block: list[Request]) -> Iterator[list[Answer | Failure]]:
+    def tell(self, name: str) -> Any:
+        """What a method of the engine without arguments says."""
+        return getattr(self.engine, name)()
+
+    def answers(self, block: list[Keyed]) -> Iterator[list[Keyed]]:
         """Results of these requests, some at a time."""
         collected, sent = [], time.monotonic()
         for result in self.engine.answer(block):
@@ -45,11 +60,12 @@ class Worker:
         self.engine.close()
 
 
-class RayEngine:
-    """Engines in actors.
+class Actors:
+    """Models in actors.
 
     Args:
-        engine: what each actor runs, called with the source.
+        make: what each actor runs: it has `answer(requests)` and `close()`, as `protocol.Engine`.
+        where: place of these settings in the configuration, for messages.
         actors: how many.
         gpus: of each actor; as many as its engine uses.
         cpus: of each actor.
@@ -64,9 +80,9 @@ class RayEngine:
 
     def __init__(
         self,
-        source: Source,
+        make: Callable[[], Any],
         *,
-        engine: Callable[[Source], Engine],
+        where: str,
         actors: int,
         gpus: float,
         cpus: float,
@@ -77,7 +93,7 @@ class RayEngine:
         require_counts(actors=actors, block=block)
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         self.ray = needed("ray", "ray")
-        self.make, self.block, self.restarts = partial(engine, source), block, restarts
+        self.make, self.where, self.block, self.restarts = make, where, block, restarts
         self.remote = self.ray.remote(num_gpus=gpus, num_cpus=cpus)(Worker)
         self.ours = not self.ray.is_initialized()
         if self.ours:
@@ -87,10 +103,10 @@ class RayEngine:
         self.starting: dict[Any, Any] = {}  # what to wait for -> the actor
         self.lacking = actors  # actors to be started
 
-    def answer(self, requests: Iterable[Request]) -> Iterator[Answer | Failure]:
-        """Answers of all actors as they come; requests are drawn a block at a time."""
+    def results(self, requests: Iterable[Keyed]) -> Iterator[Any]:
+        """Of all actors as they come, a `Failure` where a model said nothing; requests are drawn a block at a time."""
         self._start()
-        stream, again, under_way = iter(requests), deque[list[Request]](), {}
+        stream, again, under_way = iter(requests), deque[list[Keyed]](), {}
         try:
             while True:
                 while self.free and (block := again.popleft() if again else list(islice(stream, self.block))):
@@ -106,6 +122,14 @@ class RayEngine:
         finally:  # left early: what is still under way is nobody's
             for worker, _ in under_way.values():
                 self._lose(worker)
+
+    def tell(self, name: str) -> Any:
+        """What a method of the model without arguments says, on the first actor that is there."""
+        self._start()
+        while not self.free:
+            (ready, *_), _ = self.ray.wait([*self.starting], num_returns=1)
+            self._has_started(ready)
+        return self.ray.get(self.free[0].tell.remote(name))
 
     def close(self) -> None:
         """End the actors, and Ray where it was started here."""
@@ -136,8 +160,8 @@ class RayEngine:
             self.free.append(worker)
 
     def _received(
-        self, ready: Any, under_way: dict[Any, tuple[Any, dict[str, Request]]], again: deque[list[Request]]
-    ) -> Iterator[Answer | Failure]:
+        self, ready: Any, under_way: dict[Any, tuple[Any, dict[str, Keyed]]], again: deque[list[Keyed]]
+    ) -> Iterator[Keyed]:
         """What an actor has sent; at its block's end it is free, and where it died the rest of the block is asked again."""
         worker, open_requests = under_way[ready]
         try:
@@ -167,9 +191,9 @@ class RayEngine:
             cause = error.cause
             if isinstance(cause, FuserlError):
                 raise cause from error
-            raise _told(f"an actor's engine failed ({type(cause).__name__}: {_first_line(cause)})") from error
+            raise self._told(f"an actor's engine failed ({type(cause).__name__}: {_first_line(cause)})") from error
         if not self.restarts:
-            raise _told(f"actors die again and again ({_first_line(error)})") from error
+            raise self._told(f"actors die again and again ({_first_line(error)})") from error
         self.restarts -= 1
         self._start()
 
@@ -184,7 +208,7 @@ class RayEngine:
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise FuserlError(
                 f"Ray cannot be reached ({_first_line(error)})",
-                where="`engine.address`",
+                where=f"`{self.where}.address`",
                 hint="null starts it on this machine; `auto` finds a cluster that runs here; else give its address",
             ) from error
 
@@ -198,15 +222,39 @@ class RayEngine:
                 self._leave()
                 raise FuserlError(
                     f"the actors want {number:g} {kind}s, this machine has {there.get(kind, 0):g}",
-                    where=f"`engine.{kind.lower()}s`",
-                    hint="fewer `engine.actors`; `engine.gpus=0` on processors; `engine.address` of a larger cluster",
+                    where=f"`{self.where}.{kind.lower()}s`",
+                    hint=f"fewer `{self.where}.actors`; `{self.where}.gpus=0` on processors; `{self.where}.address` of a larger cluster",
                 )
 
+    def _told(self, what: str) -> FuserlError:
+        return FuserlError(
+            what,
+            where=f"`{self.where}=ray`",
+            hint="run the same command again; what was done is kept, and not done twice",
+        )
 
-def _told(what: str) -> FuserlError:
-    return FuserlError(
-        what, where="`engine=ray`", hint="run the same command again; what was answered is kept, and asked no more"
-    )
+
+class RayEngine:
+    """A source's engines in actors: `engine=ray`.
+
+    Args:
+        engine: what each actor runs, called with the source.
+        settings: of `Actors`.
+
+    Raises:
+        FuserlError: as `Actors`.
+    """
+
+    def __init__(self, source: Source, *, engine: Callable[[Source], Engine], **settings: Any) -> None:
+        self.actors = Actors(partial(engine, source), where="engine", **settings)
+
+    def answer(self, requests: Iterable[Request]) -> Iterator[Answer | Failure]:
+        """Answers of all actors as they come; requests are drawn a block at a time."""
+        return self.actors.results(requests)
+
+    def close(self) -> None:
+        """End the actors."""
+        self.actors.close()
 
 
 def _first_line(error: BaseException) -> str:
