@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: help setup bwrap browser slurm demo test test-vllm audit check bench kills notebooks clean
+.PHONY: help setup bwrap browser slurm demo test test-slurm test-vllm audit check bench kills soak notebooks clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -40,6 +40,9 @@ slurm:  ## Slurm with accounting for the tests of clusters: apt-get install, nee
 	apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends \
 		slurmctld slurmd slurmdbd slurm-client munge mariadb-server
 
+test-slurm: setup  ## sweeps and runs over two nodes on a real Slurm that is started for them (minutes; after `make slurm`)
+	FUSERL_WITH_SLURM=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/clusters/test_slurm.py
+
 test: setup  ## all tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal
 
@@ -75,6 +78,9 @@ bench: setup  ## every benchmark, equality first; tables go to benchmarks/result
 
 kills: setup  ## a hundred kills over all long verbs, each ending as an undisturbed run; a table in benchmarks/results/
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.kills
+
+soak: setup  ## an hour of train, kill, resume, compare in one process: memory and handles flat; a table in benchmarks/results/
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.soak
 
 notebooks: setup  ## run the notebooks on tiny data
 	$(BIN)/python -m pytest -q tests/notebooks

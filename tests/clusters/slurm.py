@@ -25,7 +25,7 @@ SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={port}
 SlurmUser=root
 AuthType=auth/munge
-AuthInfo=socket={folder}/munge.socket
+AuthInfo=socket={folder}/munge.socket,cred_expire=10
 CredType=cred/munge
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/spool-%n
@@ -50,8 +50,9 @@ KillWait=30
 MinJobAge=600
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
+GresTypes=gpu
 {nodes}
-PartitionName=batch Nodes=ALL Default=YES MaxTime=60 PriorityTier=1 GraceTime=20 State=UP
+PartitionName=batch Nodes=ALL Default=YES MaxTime=60 PriorityTier=1 State=UP
 PartitionName=urgent Nodes=ALL MaxTime=60 PriorityTier=2 State=UP
 """
 ACCOUNTING = """\
@@ -70,7 +71,9 @@ StorageUser=root
 
 
 def missing() -> str | None:
-    """Why no cluster can be started here; None where one can."""
+    """Why no cluster is started here; None where one is."""
+    if "FUSERL_WITH_SLURM" not in os.environ:
+        return "minutes on a Slurm of their own: `make slurm test-slurm`"
     absent = [program for program in PROGRAMS if shutil.which(program, path=_path()) is None]
     if absent:
         return f"no {', '.join(absent)}: `make slurm` installs them"
@@ -130,11 +133,12 @@ def cluster(folder: Path) -> Iterator[Cluster]:
 def _write_settings(folder: Path, controller: int, accounting: int, database: int, *of_nodes: int) -> None:
     host = socket.gethostname().partition(".")[0]
     nodes = "\n".join(
-        f"NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs=1 RealMemory=1000"
+        f"NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs=1 RealMemory=1000 Gres=gpu:1"
         for name, port in zip(NODES, of_nodes, strict=True)
     )
     settings = {"host": host, "port": controller, "accounting": accounting, "database": database}
     (folder / "slurm.conf").write_text(CONFIG.format(folder=folder, nodes=nodes, **settings))
+    (folder / "gres.conf").write_text(f"NodeName={','.join(NODES)} Name=gpu File=/dev/null\n")  # in name alone
     (folder / "slurmdbd.conf").touch(mode=0o600)
     (folder / "slurmdbd.conf").write_text(ACCOUNTING.format(folder=folder, **settings))
     (folder / "database.cnf").write_text(

@@ -1,6 +1,6 @@
 """Sweeps and runs on a real Slurm: its controller, two nodes and its accounting run here, as this test's own.
 
-Where Debian's packages are missing all of it skips: `make slurm` installs them, with root's rights.
+`make slurm` installs Debian's packages, with root's rights; `make test-slurm` runs this, and `make test` skips it.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 import tempfile
@@ -19,6 +18,8 @@ from pathlib import Path
 import kit
 import pytest
 import slurm
+import torch
+from safetensors.torch import load_file
 
 pytestmark = pytest.mark.skipif(slurm.missing() is not None, reason=str(slurm.missing()))
 
@@ -28,7 +29,7 @@ TINY = (
 )  # fmt: skip
 LONG = (*TINY, "max_steps=60", "checkpoint.every=5")  # long enough to be met while it runs
 ON_SLURM = ("hydra/launcher=submitit_slurm", "hydra.launcher.timeout_min=20", "hydra.launcher.cpus_per_task=1")
-PATIENCE = 120.0  # seconds
+PATIENCE = 150.0  # seconds
 
 
 @pytest.fixture(scope="module")
@@ -90,10 +91,6 @@ def test_a_sweep_over_nodes_is_the_sweep_of_this_machine(cluster, cache, tmp_pat
     assert weights(there) == weights(here)
     assert len(weights(here)) == 2
     assert summaries(there) == summaries(here)
-    before = len(cluster.jobs())
-    again = swept(cluster, there, *chosen, *ON_SLURM)
-    assert again.returncode == 0, again.stderr
-    print(len(cluster.jobs()) - before, "jobs for a finished sweep")
 
 
 @pytest.fixture(scope="module")
@@ -134,3 +131,60 @@ def test_a_job_that_is_cancelled_saves_is_told_and_continues(cluster, cache, tmp
 def submitted(folder: Path) -> str:
     """What the jobs themselves printed."""
     return "".join(path.read_text() for path in folder.glob(".submitit/*/*_log.*"))
+
+
+def test_a_job_that_gives_way_is_queued_again_by_the_cluster_and_continues(cluster, cache, tmp_path, undisturbed):
+    sweep, job = started(cluster, tmp_path, cache, *ON_SLURM)
+    cluster.tell("sbatch", "--partition=urgent", "--nodes=2", "--output=/dev/null", "--wrap=true")
+    until(lambda: cluster.field(job, "Restarts") == "1", cluster.logs)
+    reached = steps_saved(tmp_path)
+    _, said = sweep.communicate(timeout=PATIENCE)
+    assert sweep.returncode == 0, said + cluster.logs()
+    assert f"step {reached} was the last one; its checkpoint is written" in submitted(tmp_path)
+    assert weights(tmp_path) == undisturbed
+
+
+def test_jobs_outlive_their_sweep_and_the_same_command_finds_them(cluster, cache, tmp_path, undisturbed):
+    sweep, job = started(cluster, tmp_path, cache, *ON_SLURM)
+    second = swept(cluster, tmp_path, *LONG, cache, *ON_SLURM)
+    assert second.returncode == 1
+    assert "another process is working in this folder" in second.stderr
+    sweep.kill()
+    sweep.communicate()
+    again = swept(cluster, tmp_path, *LONG, cache, *ON_SLURM)
+    assert again.returncode == 0, again.stderr
+    until(lambda: cluster.jobs()[job] == "COMPLETED", cluster.logs)
+    assert submitted(tmp_path).count("Job completed successfully") == 2, "the first one, and one that found it finished"
+    assert weights(tmp_path) == undisturbed
+
+
+def test_what_the_controller_refuses_is_told(cluster, cache, tmp_path):
+    done = swept(cluster, tmp_path, *TINY, cache, *ON_SLURM, "hydra.launcher.partition=nowhere")
+    assert done.returncode == 1
+    assert "invalid partition specified: nowhere" in done.stderr.partition("error:")[2]
+    assert "Traceback" not in done.stderr.partition("error: 1 of 1")[2]
+
+
+def test_the_script_of_the_page_trains_over_two_nodes(cluster, cache, tmp_path):
+    """Weights in float64; the miniature's norms are computed in float32, which sums of two halves show."""
+    page = (kit.ROOT / "docs" / "clusters.md").read_text()
+    (tmp_path / "train.sbatch").write_text(re.findall(r"```sh\n(#!/bin/bash\n.*?)```", page, re.DOTALL)[0])
+    exact = (*TINY, "target.dtype=float64", "trainer.precision=64-true", cache)
+    over = ("trainer=fsdp2", "trainer.nodes=2", "trainer.devices=1", f"output={tmp_path / 'over'}")
+    environment = cluster.environment | {
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), cluster.environment["PATH"]]),
+        "CUDA_VISIBLE_DEVICES": "",
+    }
+    options = ("--wait", "--gpus-per-node=1", "--time=10", "--signal=TERM@60", f"--output={tmp_path / 'said.log'}")
+    done = subprocess.run(
+        ["sbatch", *options, str(tmp_path / "train.sbatch"), *exact, *over],
+        env=environment, capture_output=True, text=True, timeout=PATIENCE,
+    )  # fmt: skip
+    said = (tmp_path / "said.log").read_text() if (tmp_path / "said.log").exists() else ""
+    assert done.returncode == 0, done.stderr + said
+    alone = [sys.executable, "-m", "fuserl", "train", *exact, f"output={tmp_path / 'alone'}"]
+    subprocess.run(alone, env=environment, check=True, capture_output=True)
+    found, wanted = (load_file(tmp_path / name / "model/model.safetensors") for name in ("over", "alone"))
+    assert found.keys() == wanted.keys()
+    for name, value in wanted.items():
+        torch.testing.assert_close(found[name], value, rtol=0, atol=1e-6)
