@@ -549,3 +549,32 @@ def test_a_folder_that_cannot_be_made_is_an_error(tmp_path):
     (tmp_path / "cache").write_text("a file")
     with pytest.raises(FuserlError, match="reference cache cannot be opened"):
         open_cache(tmp_path)
+
+
+def test_a_flipped_bit_is_computed_again_or_told_and_never_a_value(tmp_path, capfd):
+    """Every 97th bit of the page that holds the entries."""
+    rng = np.random.default_rng(0)
+    rows = [Entry(bytes([number]) * 16, float(rng.normal()), 3, rng.normal(size=3)) for number in range(1, 21)]
+    cache = open_cache(tmp_path)
+    cache.put(rows)
+    cache.close()
+    whole, truth = cache.path.read_bytes(), {row.key: row for row in rows}
+    place = whole.index(rows[0].key) // 4096 * 4096
+    again = 0
+    for bit in range(place * 8, (place + 4096) * 8, 97):
+        content = bytearray(whole)
+        content[bit // 8] ^= 1 << bit % 8
+        cache.path.write_bytes(content)
+        try:
+            cache = open_cache(tmp_path)
+            found = cache.get(truth, with_tokens=True)
+            tokens = cache.tokens(found)
+            cache.close()
+        except (FuserlError, sqlite3.DatabaseError):
+            continue
+        again += len(found) < len(rows)
+        assert found == {key: truth[key].logps for key in found}
+        for key, values in tokens.items():
+            assert_array_equal(values, truth[key].tokens)
+    assert again > 10
+    assert "damaged reference log-probs are computed again" in capfd.readouterr().err

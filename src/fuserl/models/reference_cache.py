@@ -1,6 +1,7 @@
 """A content-addressed store of reference log-probs that any number of processes read, fill and share at once.
 
-One SQLite file for each (weights, dtype, kernel) keeps entries whole under kills. Whoever is about to compute an entry
+One SQLite file for each (weights, dtype, kernel) keeps entries whole under kills; each carries a sum of its bytes, and one
+whose bytes have changed is computed again. Whoever is about to compute an entry
 claims it first; the others wait for the result, and take over what a dead process leaves behind. Beside the file, the
 sums of whole splits are kept as arrays, so that a later job of a sweep reads one file.
 """
@@ -11,27 +12,30 @@ import hashlib
 import os
 import socket
 import sqlite3
+import struct
 import tempfile
 import threading
 import time
 import uuid
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from fuserl.errors import FuserlError
+from fuserl.terminal import say
 
-LAYOUT = 3  # raise it when a stored number changes its meaning
+LAYOUT = 4  # raise it when a stored number changes its meaning
 BEAT = 20.0  # seconds between two signs of life
 STALE = 120.0  # seconds without one after which a claim is void
 AT_ONCE = 500  # keys a query
 
 TABLES = """
-CREATE TABLE IF NOT EXISTS logps (key BLOB PRIMARY KEY, logps REAL, num_tokens INTEGER, tokens BLOB) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS logps (key BLOB PRIMARY KEY, logps REAL, num_tokens INTEGER, crc32 INTEGER, tokens BLOB) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS claims (key BLOB PRIMARY KEY, owner TEXT, beat REAL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS about (name TEXT PRIMARY KEY, value TEXT);
 """
@@ -44,6 +48,27 @@ class Entry(NamedTuple):
     logps: float  # nats, summed over trained tokens
     num_tokens: int  # trained ones, after truncation
     tokens: np.ndarray | None = None  # [num_tokens], nats a token, float32 or float64
+
+
+def _crc32(key: Any, logps: Any, num_tokens: Any) -> int:
+    """Of an entry without its tokens; -1 where damage has given it other types."""
+    if not (isinstance(key, bytes) and isinstance(logps, float) and isinstance(num_tokens, int)):
+        return -1
+    return zlib.crc32(struct.pack("<dq", logps, num_tokens), zlib.crc32(key))
+
+
+def _sealed(tokens: np.ndarray) -> bytes:
+    """A token's log-probs, and a sum of their bytes."""
+    content = tokens.tobytes()
+    return content + struct.pack("<I", zlib.crc32(content))
+
+
+def _unsealed(blob: Any) -> bytes | None:
+    """Without the sum; None where it is wrong."""
+    if not isinstance(blob, bytes):
+        return None
+    content = blob[:-4]
+    return content if blob[-4:] == struct.pack("<I", zlib.crc32(content)) else None
 
 
 class Claimed(NamedTuple):
@@ -78,14 +103,26 @@ class ReferenceCache:
     def get(self, keys: Iterable[bytes], *, with_tokens: bool = False) -> dict[bytes, float]:
         """What is there of these keys; `with_tokens` leaves out entries without log-probs a token."""
         condition = " AND tokens IS NOT NULL" if with_tokens else ""
-        return dict(self._select("SELECT key, logps FROM logps WHERE key IN ({marks})" + condition, list(keys)))
+        columns = "key, logps, num_tokens, crc32, tokens" if with_tokens else "key, logps, num_tokens, crc32"
+        found, damaged = {}, []
+        for row in self._select(f"SELECT {columns} FROM logps WHERE key IN ({{marks}}){condition}", list(keys)):
+            if row[3] == _crc32(*row[:3]) and (not with_tokens or _unsealed(row[4]) is not None):
+                found[row[0]] = row[1]
+            else:
+                damaged.append(row[:1])
+        if damaged:
+            say(f"{len(damaged)} damaged reference log-probs are computed again ({self.path})")
+            self.database.executemany("DELETE FROM logps WHERE key = ?", damaged)
+        return found
 
     def tokens(self, keys: Iterable[bytes]) -> dict[bytes, np.ndarray]:
-        """Log-probs a token (nats, [tokens]) of the keys that have them, to the bit as they were computed."""
+        """Log-probs a token (nats, [tokens]) of the keys that have them whole, to the bit as they were computed."""
         query = "SELECT key, num_tokens, tokens FROM logps WHERE key IN ({marks}) AND tokens IS NOT NULL"
+        found = ((key, size, _unsealed(blob)) for key, size, blob in self._select(query, list(keys)))
         return {
-            key: np.frombuffer(blob, np.float64 if len(blob) == 8 * size else np.float32)
-            for key, size, blob in self._select(query, list(keys))
+            key: np.frombuffer(content, np.float64 if len(content) == 8 * size else np.float32)
+            for key, size, content in found
+            if content is not None
         }
 
     def _select(self, query: str, keys: Sequence[bytes]) -> Iterable[tuple]:
@@ -95,10 +132,10 @@ class ReferenceCache:
 
     def put(self, rows: Iterable[Entry]) -> None:
         """Add entries and drop all claims on them, in one transaction; the first writer of a sum stands."""
-        values = [(*row[:3], None if row.tokens is None else row.tokens.tobytes()) for row in rows]
+        values = [(*row[:3], _crc32(*row[:3]), None if row.tokens is None else _sealed(row.tokens)) for row in rows]
         with self._transaction():
             self.database.executemany(
-                "INSERT INTO logps VALUES (?, ?, ?, ?) ON CONFLICT (key) DO UPDATE SET tokens = excluded.tokens"
+                "INSERT INTO logps VALUES (?, ?, ?, ?, ?) ON CONFLICT (key) DO UPDATE SET tokens = excluded.tokens"
                 " WHERE logps.tokens IS NULL",
                 values,
             )
@@ -179,7 +216,7 @@ def explained(done: str, path: Path) -> Iterator[None]:
     """
     try:
         yield
-    except (OSError, sqlite3.Error) as error:
+    except (OSError, sqlite3.Error, UnicodeDecodeError) as error:  # the last: damage in the words of SQLite itself
         raise FuserlError(
             f"the reference cache cannot be {done} ({error})",
             where=str(path),
