@@ -154,8 +154,8 @@ def full(part: Tensor) -> Tensor:
     if isinstance(part, DTensor):
         return part.full_tensor()
     if hasattr(part, "ds_id"):
-        from deepspeed.zero import GatheredParameters  # type: ignore[import-not-found]
+        import deepspeed  # type: ignore[import-not-found]
 
-        with GatheredParameters([part]):
+        with deepspeed.zero.GatheredParameters([part]):
             return part.detach().clone()
     return part
