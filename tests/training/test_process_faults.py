@@ -10,10 +10,12 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from multiprocessing import resource_sharer
 from pathlib import Path
 
 import kit
 import pytest
+import torch
 from conftest import weights  # tests/training/conftest.py
 from forking import Nursery, descendants, ended
 from torch.testing import assert_close
@@ -23,6 +25,7 @@ from fuserl.settings import compose
 from fuserl.training import agent
 from fuserl.training.agent import Ended, reason
 from fuserl.training.datamodule import Split
+from fuserl.training.troubles import in_words
 
 LONG = ("max_steps=10", "trainer.max_tokens=200", "trainer.val_every=8")
 
@@ -155,6 +158,20 @@ def test_the_launcher_names_the_rank_that_was_killed(run, tmp_path):
     assert "goes on from the last checkpoint" in caught.value.hint
     assert 2 <= newest(folder) < 10
     assert_same(run("fusesft", *LONG), plain, 1e-9)
+
+
+def test_a_loader_that_is_killed_while_it_hands_over_a_pack(monkeypatch):
+    """Before torch looks after it: what is told then comes from the pipe."""
+
+    def detach(_: object) -> int:
+        raise ConnectionResetError(104, "Connection reset by peer")
+
+    monkeypatch.setattr(resource_sharer.DupFd, "detach", detach)
+    loader = torch.utils.data.DataLoader(list(torch.zeros(2, 4)), batch_size=None, num_workers=1)
+    with pytest.raises(FuserlError, match="a loader process ended while it handed over a pack"), in_words(1.0):
+        list(loader)
+    with pytest.raises(ConnectionResetError), in_words(1.0):
+        detach(None)
 
 
 PARENT = """
