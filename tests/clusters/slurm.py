@@ -5,9 +5,11 @@ Debian's packages (`make slurm`) and root's rights are needed: slurmd starts its
 
 from __future__ import annotations
 
+import ctypes
 import os
 import secrets
 import shutil
+import signal
 import socket
 import subprocess
 import time
@@ -174,7 +176,9 @@ def _start_accounting(stack: ExitStack, running: Cluster) -> None:
 @contextmanager
 def _running(folder: Path, environment: dict[str, str], *command: str) -> Iterator[None]:
     with (folder / f"{command[0]}.said").open("a") as said:
-        process = subprocess.Popen(command, env=environment, stdout=said, stderr=said, start_new_session=True)
+        process = subprocess.Popen(
+            command, env=environment, stdout=said, stderr=said, start_new_session=True, preexec_fn=_die_with_the_test
+        )
     try:
         yield
     finally:
@@ -184,6 +188,10 @@ def _running(folder: Path, environment: dict[str, str], *command: str) -> Iterat
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+
+
+def _die_with_the_test() -> None:
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 def _says(environment: dict[str, str], *command: str) -> str | None:
