@@ -57,18 +57,18 @@ def _crc32(key: Any, logps: Any, num_tokens: Any) -> int:
     return zlib.crc32(struct.pack("<dq", logps, num_tokens), zlib.crc32(key))
 
 
-def _sealed(tokens: np.ndarray) -> bytes:
-    """A token's log-probs, and a sum of their bytes."""
+def _sealed(key: bytes, tokens: np.ndarray) -> bytes:
+    """Log-probs a token, and a sum of their bytes and the key's."""
     content = tokens.tobytes()
-    return content + struct.pack("<I", zlib.crc32(content))
+    return content + struct.pack("<I", zlib.crc32(content, zlib.crc32(key)))
 
 
-def _unsealed(blob: Any) -> bytes | None:
+def _unsealed(key: Any, blob: Any) -> bytes | None:
     """Without the sum; None where it is wrong."""
-    if not isinstance(blob, bytes):
+    if not (isinstance(key, bytes) and isinstance(blob, bytes)):
         return None
     content = blob[:-4]
-    return content if blob[-4:] == struct.pack("<I", zlib.crc32(content)) else None
+    return content if blob[-4:] == struct.pack("<I", zlib.crc32(content, zlib.crc32(key))) else None
 
 
 class Claimed(NamedTuple):
@@ -106,7 +106,7 @@ class ReferenceCache:
         columns = "key, logps, num_tokens, crc32, tokens" if with_tokens else "key, logps, num_tokens, crc32"
         found, damaged = {}, []
         for row in self._select(f"SELECT {columns} FROM logps WHERE key IN ({{marks}}){condition}", list(keys)):
-            if row[3] == _crc32(*row[:3]) and (not with_tokens or _unsealed(row[4]) is not None):
+            if row[3] == _crc32(*row[:3]) and (not with_tokens or _unsealed(row[0], row[4]) is not None):
                 found[row[0]] = row[1]
             else:
                 damaged.append(row[:1])
@@ -118,7 +118,7 @@ class ReferenceCache:
     def tokens(self, keys: Iterable[bytes]) -> dict[bytes, np.ndarray]:
         """Log-probs a token (nats, [tokens]) of the keys that have them whole, to the bit as they were computed."""
         query = "SELECT key, num_tokens, tokens FROM logps WHERE key IN ({marks}) AND tokens IS NOT NULL"
-        found = ((key, size, _unsealed(blob)) for key, size, blob in self._select(query, list(keys)))
+        found = ((key, size, _unsealed(key, blob)) for key, size, blob in self._select(query, list(keys)))
         return {
             key: np.frombuffer(content, np.float64 if len(content) == 8 * size else np.float32)
             for key, size, content in found
@@ -132,7 +132,9 @@ class ReferenceCache:
 
     def put(self, rows: Iterable[Entry]) -> None:
         """Add entries and drop all claims on them, in one transaction; the first writer of a sum stands."""
-        values = [(*row[:3], _crc32(*row[:3]), None if row.tokens is None else _sealed(row.tokens)) for row in rows]
+        values = [
+            (*row[:3], _crc32(*row[:3]), None if row.tokens is None else _sealed(row.key, row.tokens)) for row in rows
+        ]
         with self._transaction():
             self.database.executemany(
                 "INSERT INTO logps VALUES (?, ?, ?, ?, ?) ON CONFLICT (key) DO UPDATE SET tokens = excluded.tokens"
