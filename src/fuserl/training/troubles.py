@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import socket
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -40,23 +41,25 @@ def in_words(timeout: float, trainer: L.Trainer | None = None) -> Iterator[None]
     """
     try:
         yield
-    except RuntimeError as error:
+    except (RuntimeError, OSError, EOFError) as error:
         if (told := _told(error, timeout, trainer)) is None:
             raise
         raise told from error
 
 
-def _told(error: RuntimeError, timeout: float, trainer: L.Trainer | None) -> FuserlError | None:
+def _told(error: Exception, timeout: float, trainer: L.Trainer | None) -> FuserlError | None:
     text = str(error)
     first = SAID_BY.sub("", (text.splitlines() or [""])[0]).partition(". ")[0]
-    if found := LOADER.search(text):
+    found = LOADER.search(text)
+    if found or _of_a_loader(error):
         return FuserlError(
-            f"a loader process {found[1].strip()}",
+            f"a loader process {found[1].strip() if found else f'ended while it handed over a pack ({error})'}",
             where=_place(trainer),
             hint="killed without anyone's doing means that memory or /dev/shm ran out: lower `trainer.num_workers` (0 needs "
             "no processes); the same command goes on from the last checkpoint",
         )
-    if not isinstance(error, torch.distributed.DistError) and not AMONG.search(text):
+    among = isinstance(error, torch.distributed.DistError) or (isinstance(error, RuntimeError) and AMONG.search(text))
+    if not among:
         return None
     rank = f"rank {os.environ.get('RANK', '0')} of {os.environ.get('WORLD_SIZE', '1')} on {socket.gethostname()}"
     if WAITED.search(text):
@@ -74,6 +77,13 @@ def _told(error: RuntimeError, timeout: float, trainer: L.Trainer | None) -> Fus
             "the same command goes on from the last checkpoint",
         )
     return None
+
+
+def _of_a_loader(error: Exception) -> bool:
+    """Whether it comes from the pipe to one, which breaks where it is killed before torch has looked after it."""
+    files = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
+    from_torch = any(file.endswith("torch/utils/data/dataloader.py") for file in files)
+    return isinstance(error, OSError | EOFError) and from_torch and any("/multiprocessing/" in file for file in files)
 
 
 def _place(trainer: L.Trainer | None) -> str:
