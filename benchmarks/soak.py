@@ -3,9 +3,9 @@
     python -m benchmarks.soak [--hours 1] [--seed 0] [--record FILE]
     python -m benchmarks.soak --read FILE      the table of a record, also of a run that was killed
 
-Every cycle is one small training of the miniature world in this process, of another objective or way of running and another seed, with a
-test at its end; the same training in a process of its own, which is killed with SIGKILL once or twice and given again to its end, and must
-leave the same results; and `compare` over both, in this process. Then the folders go, and a line of JSON says what this process holds.
+Every cycle is one small training of the miniature world in this process, of another objective or way of running, later another seed; the
+same training in a process of its own, which is killed with SIGKILL once or twice and given again to its end, and must leave the same
+results; and `compare` over both, in this process. Then the folders go, and a line of JSON says what this process holds.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ KINDS = {  # trainings that take turns
 STEPS = 12  # of a training
 SMALL = (
     "data.limit=24", "data.validation_limit=8", "batch_size=8", f"max_steps={STEPS}", "logger=csv", "optimizer.lr=1e-3", "probe.prompts=2",
-    "probe.max_new_tokens=8", "test.split=test", "trainer.accelerator=cpu", "checkpoint.every=1", "trainer.log_every=1",
+    "probe.max_new_tokens=8", "trainer.accelerator=cpu", "checkpoint.every=1", "trainer.log_every=1",
     "trainer.val_every=4", "trainer.progress_bar=false", "trainer.max_tokens=200",
 )  # fmt: skip
 WARM = 0.25  # share of the cycles that are left out: allocators and caches of libraries fill
