@@ -22,6 +22,7 @@ from fuserl.errors import FuserlError
 from fuserl.reporting.window import without_secrets
 from fuserl.settings import compose
 from fuserl.sources.source import source_of
+from fuserl.tokens import templates
 from fuserl.tokens.templates import load_template
 
 SOURCES = sorted((kit.ROOT / "src").rglob("*.py"))
@@ -174,6 +175,15 @@ def test_a_chat_template_stays_in_its_sandbox(world, template):
         pytest.fail(f"a raw {type(error).__name__}")
     assert not list(world.rglob("canary"))
     assert found is None or not any(word in found for word in ("root:", "subclass", "<class", "module"))
+
+
+def test_a_chat_template_that_does_not_end_is_broken_off(monkeypatch):
+    from transformers import AutoTokenizer
+
+    loops = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
+    monkeypatch.setattr(templates, "PATIENCE", 0.2)
+    with pytest.raises(FuserlError, match="has not ended after"):
+        load_template(AutoTokenizer.from_pretrained(SHIPPED), chat_template=loops)
 
 
 HOSTILE = [

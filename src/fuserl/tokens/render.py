@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import datetime
+from types import FrameType
 from typing import Any
 
 from transformers.utils.chat_template_utils import _compile_jinja_template
@@ -37,6 +41,29 @@ def render(tokenizer: Any, chat_template: str, date_string: str, messages: list[
             hint="mend the conversation (some templates allow no system turn, some need tools), "
             "or give another `target.chat_template`",
         ) from error
+
+
+@contextmanager
+def within(seconds: float) -> Iterator[None]:
+    """Break off what takes longer: Jinja's sandbox bounds a loop, not loops inside loops. Only the main thread can be.
+
+    Raises:
+        TimeoutError: it took longer.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def late(number: int, frame: FrameType | None) -> None:
+        raise TimeoutError(f"it has not ended after {seconds:g} s")
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def pinned_clock(date_string: str) -> Callable[[str], str]:

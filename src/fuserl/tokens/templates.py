@@ -20,7 +20,7 @@ from tokenizers import Tokenizer
 from fuserl.errors import FuserlError
 from fuserl.records.schema import Message
 from fuserl.tokens.guard import Hidden, control_strings, guarded_tokenizer, names_for, pattern_of
-from fuserl.tokens.render import render
+from fuserl.tokens.render import render, within
 
 PLAIN = (
     "{{ bos_token or '' }}{% for m in messages %}"
@@ -32,6 +32,7 @@ TEXT = (  # where there is no BOS, EOS parts the texts of a corpus
 )
 NAMED = {"plain": PLAIN, "text": TEXT}
 _ANSWER = "fuserl answer"
+PATIENCE = 10.0  # seconds for a template's first two conversations, of a word each
 
 
 class Text(NamedTuple):
@@ -199,10 +200,11 @@ def load_template(tokenizer: Any, *, chat_template: str | None = None, date_stri
     """
     source = _template_text(tokenizer, chat_template)
     asked, answered = {"role": "user", "content": "a"}, {"role": "assistant", "content": _ANSWER}
-    turn, whole = (
-        render(tokenizer, source, date_string, messages, add_generation_prompt=False)
-        for messages in ([asked], [asked, answered])
-    )
+    with within(PATIENCE):
+        turn, whole = (
+            render(tokenizer, source, date_string, messages, add_generation_prompt=False)
+            for messages in ([asked], [asked, answered])
+        )
     tail = whole.rpartition(_ANSWER)[2]
     controls = control_strings(tokenizer, turn, tail)
     first = pattern_of(controls).search(tail)
