@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: help setup bwrap browser slurm demo test test-slurm test-vllm audit check bench kills soak notebooks clean
+.PHONY: help setup bwrap browser slurm demo test test-slurm test-ray test-vllm audit check bench kills soak notebooks clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -59,6 +59,20 @@ VLLM := .venv-vllm/bin
 test-vllm: .venv-vllm/.done  ## engine=vllm and a real `vllm serve` on this processor, in an environment of their own
 	FUSERL_WITH_VLLM=1 VLLM_CPU_KVCACHE_SPACE=1 OMP_NUM_THREADS=1 $(VLLM)/python -m pytest -q tests/with_vllm
 
+# Hydra's launcher for Ray states an older cloudpickle than what the tests' other packages state; hence its own environment.
+RAY := .venv-ray/bin
+.venv-ray/.done: pyproject.toml
+	test -x $(RAY)/python || $(PYTHON) -m venv .venv-ray
+	$(RAY)/pip install --quiet --disable-pip-version-check -c constraints.txt torch==2.13.0
+	grep -v '^cloudpickle==' constraints.txt > .venv-ray/constraints.txt
+	$(RAY)/pip install --quiet --disable-pip-version-check -c .venv-ray/constraints.txt -e . ray pytest beartype hypothesis
+	$(RAY)/pip install --quiet --disable-pip-version-check --no-deps hydra-ray-launcher==1.2.2 'cloudpickle<3' \
+		boto3==1.42.29 botocore==1.42.29 s3transfer==0.16.0 jmespath
+	touch $@
+
+test-ray: .venv-ray/.done  ## a sweep, sampling and scoring on Ray with two nodes, in an environment of their own
+	OMP_NUM_THREADS=1 $(RAY)/python -m pytest -q tests/clusters/test_ray_cluster.py tests/sources/test_ray_engine.py tests/rewards/test_ray_classifier.py
+
 audit: setup  ## installed packages against constraints.txt, offline; vulnerabilities are not looked up
 	$(BIN)/python tests/house/audit.py
 
@@ -86,5 +100,5 @@ notebooks: setup  ## run the notebooks on tiny data
 	$(BIN)/python -m pytest -q tests/notebooks
 
 clean:  ## remove the environment and what tools leave behind; runs/ stays
-	rm -rf .venv .venv-vllm .setup-done .pytest_cache .ruff_cache .hypothesis build dist
+	rm -rf .venv .venv-ray .venv-vllm .setup-done .pytest_cache .ruff_cache .hypothesis build dist
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +

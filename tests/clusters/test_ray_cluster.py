@@ -6,16 +6,18 @@ Hydra's launcher wants older packages than ours, so this runs in an environment 
 from __future__ import annotations
 
 import os
+import secrets
 import socket
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
 
-pytest.importorskip("ray", reason="`make test-ray` installs it")
+get_node_ip_address = pytest.importorskip("ray.util", reason="`make test-ray` installs it").get_node_ip_address
 pytest.importorskip("boto3", reason="Hydra's launcher for Ray wants it: `make test-ray`")
 pytest.importorskip("hydra_plugins.hydra_ray_launcher", reason="`make test-ray` installs it")
 
@@ -31,28 +33,40 @@ def environment() -> Iterator[dict[str, str]]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    ray = [sys.executable, "-m", "ray.scripts.scripts"]
-    own = os.environ | {"RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
-    with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp") as folder:
-        common = ["--num-cpus=1", "--object-store-memory=80000000", "--disable-usage-stats"]
-        head = ["--head", f"--port={port}", "--include-dashboard=false", f"--temp-dir={folder}", "--node-ip-address=127.0.0.1"]
-        nodes = [
-            subprocess.Popen([*ray, "start", "--block", *head, *common], env=own, stdout=subprocess.DEVNULL),
-        ]
-        own |= {"RAY_ADDRESS": f"127.0.0.1:{port}"}
-        _until_there(ray, own, 1)
-        second = [f"--address=127.0.0.1:{port}"]
-        nodes.append(subprocess.Popen([*ray, "start", "--block", *second, *common], env=own, stdout=subprocess.DEVNULL))
-        _until_there(ray, own, 2)
-        yield own
-        for node in reversed(nodes):
-            node.terminate()
-            node.wait(60)
+    address = f"{get_node_ip_address()}:{port}"
+    ray = [
+        str(Path(sys.executable).with_name("ray")),
+        "start",
+        "--block",
+        "--num-cpus=1",
+        "--object-store-memory=80000000",
+    ]
+    own = os.environ | {"RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1", "RAY_AUTH_MODE": "token"}
+    with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp") as folder, ExitStack() as nodes:
+        own |= {"RAY_AUTH_TOKEN": secrets.token_hex(32)}  # all of a cluster must know it
+        places = (
+            ["--head", f"--port={port}", "--include-dashboard=false", f"--temp-dir={folder}"],
+            [f"--address={address}"],
+        )
+        for number, place in enumerate(places, 1):
+            nodes.enter_context(_running([*ray, *place], own))
+            _until_there(own | {"RAY_ADDRESS": address}, number)
+        yield own | {"RAY_ADDRESS": address}
 
 
-def _until_there(ray: list[str], environment: dict[str, str], nodes: int) -> None:
+@contextmanager
+def _running(command: list[str], environment: dict[str, str]) -> Iterator[None]:
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        yield
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+def _until_there(environment: dict[str, str], nodes: int) -> None:
     code = (
-        "import ray, time, sys\n"
+        "import ray, time\n"
         "end = time.monotonic() + 60\n"
         "while True:\n"
         "    try:\n"
