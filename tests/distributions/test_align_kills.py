@@ -1,14 +1,10 @@
-"""`align` is killed at any moment, continued, repeated, run twice at once: its folder holds what one quiet run writes."""
+"""`align` is continued, repeated, run twice at once: its folder holds what one quiet run writes; `tests/kills` kills it."""
 
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
-import time
-from pathlib import Path
-from random import Random
 
 import kit
 import pytest
@@ -19,8 +15,6 @@ from fuserl.distributions.readers import Model
 from fuserl.errors import FuserlError
 from fuserl.records.journal import locked
 
-SHARES = (0.35, 0.6, 0.85)  # of the time that an undisturbed run takes
-
 
 @pytest.fixture
 def settings(models, tmp_path):  # noqa: F811
@@ -28,46 +22,6 @@ def settings(models, tmp_path):  # noqa: F811
     groups = {f"What is {n} and {n}?": [f"It is {n + n}.", f"{n} and {n} are {n + n}"] for n in range(24)}
     data = write_data(tmp_path / "data.jsonl", groups)
     return lambda *more: overrides(models, data, tmp_path, "collector.max_tokens=1", "blend=avg_ce", *more)
-
-
-def forked(arguments: list[str]) -> int:
-    """The verb in a child that has everything imported already; its number."""
-    child = os.fork()
-    if not child:
-        status = 1
-        try:
-            null = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(null, 2)
-            run(arguments)
-            status = 0
-        finally:
-            os._exit(status)
-    return child
-
-
-def fused_bytes(folder: Path) -> dict[str, bytes]:
-    return {
-        str(f.relative_to(folder)): f.read_bytes() for f in sorted((folder / "fused").rglob("*")) if f.suffix == ".bin"
-    }
-
-
-def test_kills_leave_no_trace(settings, tmp_path):
-    """At moments spread over what an undisturbed run takes, twice from nothing; then the same command once more."""
-    begun = time.monotonic()
-    os.waitpid(forked(settings(f"cache={tmp_path / 'fresh'}", f"output={tmp_path / 'quiet'}")), 0)
-    seconds, rng, killed = time.monotonic() - begun, Random(6), 0
-    for name in ("one", "other"):
-        arguments = settings(f"cache={tmp_path / f'cache_{name}'}", f"output={tmp_path / name}")
-        for share in SHARES:
-            child = forked(arguments)
-            time.sleep(seconds * (share + rng.uniform(-0.1, 0.1)))
-            os.kill(child, signal.SIGKILL)  # still there, or not waited for
-            killed += os.waitpid(child, 0)[1] == signal.SIGKILL
-        assert os.waitpid(forked(arguments), 0)[1] == 0
-        assert fused_bytes(tmp_path / name) == fused_bytes(tmp_path / "quiet")
-        assert (tmp_path / name / "summary.json").read_bytes() == (tmp_path / "quiet/summary.json").read_bytes()
-    assert len(fused_bytes(tmp_path / "quiet")) == 1
-    assert killed >= 2, "nothing was killed"
 
 
 def test_a_finished_folder_is_left_alone(settings, tmp_path, capsys, monkeypatch):

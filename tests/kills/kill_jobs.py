@@ -165,7 +165,7 @@ JOBS = (
                  "transformers.models.gpt_neox", "transformers.models.qwen2"),
     ),
     Job(
-        "merge", "merge", experts, partial(files, patterns=("*",)), "manifest.json", "out.part/*.safetensors", 14,
+        "merge", "merge", experts, partial(files, patterns=("*",)), "*", "out.part/*.safetensors", 14,
         imports=("fuserl.merging.merge", "transformers.models.llama.modeling_llama"),
     ),
     _sweep("sweep in one process", swept("hydra/launcher=basic"), 7),

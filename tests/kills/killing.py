@@ -28,10 +28,10 @@ class Job:
     verb: str
     prepare: Callable[[Path], list[str]]  # overrides, after writing into a folder what they name
     left: Callable[[Path], Mapping[str, object]]  # of the output folder: what must be equal, by name
-    end: str  # pattern of the files of which one is written last
+    end: str  # pattern of files: where they are there, all is
     kept: str  # pattern of files, beside and in the output folder, that hold work once begun
     share: int  # of all kills
-    results: int = 1  # files of `end` when all is done
+    results: int = 1  # so many of them
     processes: bool = False  # whether it has any of its own
     imports: tuple[str, ...] = ()
 
@@ -156,7 +156,7 @@ class Killing:
         assert not other, f"{self.job.name}: unlike an undisturbed run: {'; '.join(other)}; {self.tally}"
 
     def _done(self) -> bool:
-        return len(list(self.out.glob(self.job.end))) == self.job.results
+        return len(list(self.out.glob(self.job.end))) >= self.job.results
 
     def _overrides(self, out: Path) -> list[str]:
         """A run has its own cache, too, unless the job says otherwise."""

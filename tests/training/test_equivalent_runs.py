@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import weights  # tests/training/conftest.py
-from forking import Nursery
 
 WAYS = {
     "small packs": ("trainer.max_tokens=200",),
@@ -21,14 +19,6 @@ WAYS = {
     "checkpointed activations": ("target.checkpointing=full",),
     "selectively checkpointed activations": ("target.checkpointing=selective",),
 }
-
-
-@pytest.fixture(scope="module")
-def nursery(tmp_path_factory) -> Iterator[Nursery]:
-    """A process with everything imported, whose children are killed."""
-    nursery = Nursery(tmp_path_factory.mktemp("nursery"), "fuserl.training.run", "transformers.models.gpt_neox")
-    yield nursery
-    nursery.close()
 
 
 def assert_same(ours: Path, theirs: Path, **tolerance) -> None:
@@ -61,29 +51,6 @@ def test_a_cached_reference_does_not_matter(run, tmp_path):
     assert stats[2]["misses"] == stats[0]["misses"]
     assert_same(again, first, rtol=0, atol=0)
     assert_same(other_cache, first, rtol=0, atol=0)
-
-
-@pytest.mark.parametrize("objective", ["fusesft", "fusepo_dpo"])
-def test_killed_twice_and_resumed_gives_the_same_bits(objective, run, settings, nursery, tmp_path):
-    longer = ("max_steps=20", "trainer.max_tokens=200")
-    plain = run(objective, *longer, output="plain")
-    killed = tmp_path / "killed"
-    for at_least in (3, 9):
-        nursery.run(
-            "train",
-            settings(objective, *longer, output="killed"),
-            kill_when=lambda least=at_least: _step(killed) >= least,
-        )
-        assert at_least <= _step(killed) < 20
-    assert not (killed / "summary.json").exists(), "the run was over before it was killed"
-    finished = run(objective, *longer, output="killed")
-    assert_same(finished, plain, rtol=0, atol=0)
-    ours, theirs = ((f / "metrics.csv").read_text().splitlines() for f in (finished, plain))
-    assert [line.split(",")[0] for line in ours] == [line.split(",")[0] for line in theirs]
-
-
-def _step(folder: Path) -> int:
-    return max((int(p.stem.split("-")[1]) for p in folder.glob("checkpoints/step-*.ckpt")), default=0)
 
 
 def test_the_order_of_prompts_changes_the_run_but_the_seed_fixes_it(run):
