@@ -57,6 +57,11 @@ class Writer:
         if pending:
             pending.result()
 
+    def close(self) -> None:
+        """What is being written is written to its end; its thread ends, and its errors are not told any more."""
+        if self._thread:
+            self._thread.shutdown()
+
 
 def copied(tree: Any) -> Any:
     """The same values in main memory, which no later step changes."""

@@ -112,6 +112,7 @@ def _run(cfg: DictConfig, folder: RunFolder) -> None:
             _write_results(cfg, setup, folder, csv, watching, trainer, test)
         done = True
     finally:
+        writer.close()
         close_loggers(loggers, success=done)
         if "LOCAL_RANK" not in os.environ and torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()  # of a strategy that has one for one process, too
