@@ -55,6 +55,7 @@ def poisoned(target, tmp_path_factory) -> list[str]:
 def by_hand(overrides: list[str]) -> tuple[dict[str, torch.Tensor], torch.optim.Optimizer, list[int]]:
     """Weights and optimiser of a loop that takes no step where the gradient is not finite, and those steps."""
     cfg = compose("train", overrides)
+    Path(cfg.output).mkdir()  # whose disk is asked for room
     setup = Setup(cfg)
     split, objective = setup.prepared.train, setup.prepared.objective
     optimizer, schedule = _optimizer(cfg, split.plan.steps)(setup.policy)
