@@ -24,8 +24,8 @@ from benchmarks.models import save_model, tokenizer
 from fuserl.settings import compose
 from fuserl.tokens.templates import load_template
 from fuserl.training.dry_run import findings
-from fuserl.training.estimate import Memory
 from fuserl.training.hardware import Hardware
+from fuserl.training.memory import Memory
 from fuserl.training.setup import data_of
 
 FORM = """

@@ -22,7 +22,7 @@ sys.path.append(str(tests_kit.ROOT))
 from benchmarks import flops, kit, plan_memory, sweep, tokenising, turns
 from benchmarks.groups import Lengths
 from benchmarks.turns import Run
-from fuserl.training.estimate import Memory
+from fuserl.training.memory import Memory
 
 needs_trl = pytest.mark.skipif(find_spec("trl") is None, reason="needs the extra `bench`")
 GROUPS = [Lengths(10, (3, 5)), Lengths(4, (6, 6))]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,20 +17,10 @@ from fuserl.errors import FuserlError
 from fuserl.models.checkpointing import WAYS
 from fuserl.records.manifest import write_text_atomically
 from fuserl.settings import plain
-from fuserl.training.estimate import (
-    Amounts,
-    Memory,
-    Model,
-    Time,
-    amounts_of,
-    as_dict,
-    largest_pack,
-    memory_of,
-    rounded,
-    time_of,
-)
+from fuserl.training.estimate import Amounts, Time, amounts_of, as_dict, time_of
 from fuserl.training.folder import digest
 from fuserl.training.hardware import Hardware
+from fuserl.training.memory import Memory, Model, largest_pack, memory_of, rounded
 from fuserl.training.prepare import Prepared
 from fuserl.training.quiet import quiet
 from fuserl.training.setup import data_of
@@ -64,6 +55,7 @@ class Findings:
     pack_tokens: int
     uses_reference: bool
     ways: Sequence[Way] = ()  # out, where it does not fit
+    data_seconds: float = 0.0  # that reading and tokenising took
 
 
 def plan(cfg: DictConfig) -> Findings:
@@ -78,8 +70,10 @@ def plan(cfg: DictConfig) -> Findings:
         raise FuserlError(
             f"{cfg.plan.mfu} is no share of a rate", where="`plan.mfu`", hint="give a number above 0, at most 1"
         )
+    started = time.perf_counter()
     *_, prepared = data_of(cfg, DEVICES[hardware.accelerator])
-    found = findings(cfg, prepared, hardware)
+    seconds = time.perf_counter() - started
+    found = replace(findings(cfg, prepared, hardware), data_seconds=seconds)
     show(cfg, prepared, found)
     if not found.fits:  # takes longest, so what is known is told first
         found = replace(found, ways=ways_out(cfg, prepared, hardware, found.memory[cfg.target.checkpointing].peak))
@@ -161,6 +155,13 @@ def _work_rows(found: Findings) -> list[tuple[str, str, str]]:
         ("validation", f"{amounts.validation_flops:.3g}", "without sampled answers"),
         ("token store on disk", f"{_gib(amounts.token_store_bytes)} GiB", ""),
         ("reference cache on disk", f"{_gib(amounts.reference_cache_bytes)} GiB", "at most"),
+        ("a checkpoint on disk", f"{_gib(amounts.checkpoint_bytes)} GiB", "trained weights and two moments"),
+        (
+            "checkpoints on disk",
+            f"{_gib(amounts.checkpoints_bytes)} GiB",
+            "at a time, with the one that is being written",
+        ),
+        ("`model/` on disk", f"{_gib(amounts.model_bytes)} GiB", ""),
     ]
 
 
@@ -184,8 +185,9 @@ def _memory_table(cfg: DictConfig, found: Findings) -> Table:
 
 def _time_rows(cfg: DictConfig, found: Findings) -> list[tuple[str, str, str]]:
     time = found.time
-    at = f"at {cfg.plan.mfu:.0%} of the peak rate, on {cfg.trainer.devices * cfg.trainer.nodes} device(s)"
+    at = f"at {cfg.plan.mfu:.0%} of the peak rate (`plan.mfu`, assumed), on {cfg.trainer.devices * cfg.trainer.nodes} device(s)"
     return [
+        ("reading and tokenising", _hours(found.data_seconds), "here, just now; the run finds the tokens in the cache"),
         ("training", _hours(time.training), at),
         ("reference", _hours(time.reference), "where nothing is cached"),
         ("validation", _hours(time.validation), "without sampled answers"),

@@ -1,70 +1,23 @@
-"""What a run will cost, from its plan and its model's configuration: FLOPs, memory of one device by part, hours, disk."""
+"""What a run will cost, counted from its plan and its model's configuration: steps, tokens, FLOPs, hours, disk."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from fuserl.models.scoring import Packed, Padded, Scoring, causal_lm, layers, rows_within
-from fuserl.models.weightless import weightless
-from fuserl.tokens.collate import GroupBatch, collate
-from fuserl.tokens.plan import Plan, first_of_kind, next_fit
+from fuserl.tokens.plan import Plan, first_of_kind
 from fuserl.training.callbacks.build import every
 from fuserl.training.datamodule import Split
-from fuserl.training.flops import (
-    Products,
-    Work,
-    forward_flops,
-    recomputed_flops,
-    training_flops,
-    work_by_row,
-    work_of_run,
-)
-from fuserl.training.hardware import Hardware
-from fuserl.training.heap import LIVED_IN, LIVED_IN_BESIDE_ADAPTERS, Heap
+from fuserl.training.flops import Work, forward_flops, recomputed_flops, training_flops, work_by_row, work_of_run
+from fuserl.training.memory import Memory, Model
 from fuserl.training.prepare import Prepared
-from fuserl.training.rehearsal import Peak, rehearse
-from fuserl.training.setup import dtype_of, logits_gib, rounded_up
-from fuserl.training.strategies import cuts_up
+from fuserl.training.space import checkpoint_bytes, model_bytes, most_checkpoints
 
-LOOKED_AT = 64  # steps with the most tokens, among which the largest pack is looked for
 ENTRY = 64  # bytes of the reference cache on disk for one response: key, sum, count, SQLite's own
-MOMENTS = 2  # tensors as large as the weights that AdamW keeps
-HALF = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
-
-
-@dataclass(frozen=True)
-class Memory:
-    """Bytes on one device, by part, at the worst moment of a run."""
-
-    weights: int
-    optimizer: int
-    gradients: int  # of weights, and those on their way through the layers
-    activations: int
-    head: int  # logits, and what the head's gradients need
-    kept: int  # holes of a processor's heap
-    buckets: int  # of gradients on their way to other devices
-    scoring: int  # a pack's without gradients, beside those of the last step and a reference of another model
-    export: int  # the written model, read back beside the trained one
-    overhead: int  # not the run's: the processor's interpreter, the GPU's context
-
-    @property
-    def step(self) -> int:
-        """At the worst moment of an optimiser step."""
-        mine = self.weights + self.optimizer + self.gradients + self.activations + self.head
-        return self.overhead + mine + self.kept + self.buckets
-
-    @property
-    def peak(self) -> int:
-        """Of the run."""
-        rest = self.overhead + self.weights + self.optimizer + self.buckets
-        return max(self.step, rest + self.scoring, rest + self.export)
 
 
 @dataclass(frozen=True)
@@ -74,162 +27,6 @@ class Time:
     training: float
     reference: float  # where nothing is cached
     validation: float
-
-
-class Model:
-    """The policy of a configuration, weightless, and what follows from its shapes alone."""
-
-    def __init__(self, cfg: DictConfig, checkpointing: str) -> None:
-        lora: Any = OmegaConf.to_container(cfg.target.lora) if cfg.target.lora else None
-        self.policy = weightless(
-            cfg.target.path,
-            dtype=dtype_of(cfg),
-            lora=lora,
-            checkpointing=checkpointing,
-            packing=cfg.trainer.packing,
-            revision=cfg.target.revision,
-        )
-        self.products = Products.of(self.policy)
-        weights = list(self.policy.parameters())
-        self.dtype: torch.dtype = weights[0].dtype
-        self.num_parameters = sum(weight.numel() for weight in weights)
-        self.bytes = sum(part.nbytes for part in (*weights, *self.policy.buffers()))
-        self.num_trained = sum(weight.numel() for weight in weights if weight.requires_grad)
-        self.trained_bytes = sum(weight.nbytes for weight in weights if weight.requires_grad)
-        self.layer_bytes = [sum(w.nbytes for w in layer.parameters()) for layer in layers(causal_lm(self.policy)) or ()]
-
-
-def scoring_of(cfg: DictConfig, policy: Any, hardware: Hardware, *, linear: bool) -> Scoring:
-    """As `Setup` chooses it, on the hardware that is planned for."""
-    if cfg.trainer.packing == "padded":
-        return Padded()
-    gib = logits_gib(cfg.trainer.logits_memory, hardware.memory if hardware.accelerator == "gpu" else None)
-    return Packed(backend_of(cfg, policy, hardware), rows_within(gib, policy), linear)
-
-
-def backend_of(cfg: DictConfig, policy: Any, hardware: Hardware) -> str:
-    """The attention kernel that would be chosen, if the best package is installed there."""
-    if cfg.trainer.attention != "auto":
-        return cfg.trainer.attention
-    if hardware.accelerator == "cpu":
-        return "sdpa"
-    half = cfg.trainer.precision in HALF or next(policy.parameters()).dtype.itemsize == 2
-    capped = bool(getattr(policy.config.get_text_config(), "attn_logit_softcapping", None))
-    return "sdpa" if not half else "flex" if capped else "torch_varlen"
-
-
-def rounded(cfg: DictConfig, split: Split, hardware: Hardware) -> Split:
-    """Packs as long as they are on a GPU, which likes few lengths."""
-    if hardware.accelerator == "cpu" or cfg.trainer.packing == "padded":
-        return split
-    return rounded_up(split)
-
-
-def pack_size(split: Split, rows: Sequence[int], *, padded: bool) -> int:
-    """Tokens that a pack of these groups computes; padded: its responses, each as long as the longest with its prompt."""
-    if not len(rows):
-        return 0
-    at = np.asarray(rows)
-    first = first_of_kind(split.store, split.used, at)
-    prompt = np.asarray(split.store.prompt_tokens)[at][:, None]
-    branch = np.asarray(split.store.branch_tokens)[at]
-    if split.truncate is not None:
-        branch = np.minimum(branch, split.truncate - prompt)
-    branch = np.where(first, branch, 0)
-    return int(first.sum() * (prompt + branch).max() if padded else prompt.sum() + branch.sum())
-
-
-def largest_pack(split: Split, *, padded: bool) -> GroupBatch:
-    """The pack with most tokens, among the steps with most."""
-    plan = split.plan
-    steps = sorted(range(plan.steps), key=plan.tokens_of_step, reverse=True)[:LOOKED_AT]
-    _, step, place, rank = max(
-        (pack_size(split, pack.groups, padded=padded), -step, place, rank)
-        for step in steps
-        for rank, packs in enumerate(plan.step(step).packs)
-        for place, pack in enumerate(packs)
-    )
-    return split.pack(-step, place, rank)
-
-
-def reference_pack(split: Split, *, padded: bool) -> GroupBatch:
-    """The largest pack of those that `reference.fill` makes, where nothing is cached."""
-    rows = split.plan.rows
-    packs = [rows[members].tolist() for members in next_fit(split.plan.costs.tokens, split.plan.max_tokens)]
-    largest = max(packs, key=lambda members: pack_size(split, members, padded=padded))
-    return collate(split.store, largest, split.used, truncate=split.truncate)
-
-
-def memory_of(cfg: DictConfig, model: Model, prepared: Prepared, hardware: Hardware) -> Memory:
-    """By a rehearsal of one step."""
-    plan, padded = prepared.train.plan, cfg.trainer.packing == "padded"
-    splits = [split for split in (prepared.train, prepared.validation) if split]
-    before = [reference_pack(split, padded=padded) for split in splits] if prepared.objective.uses_reference else []
-    before += [largest_pack(prepared.validation, padded=padded)] if prepared.validation else []
-    scoring = scoring_of(cfg, model.policy, hardware, linear=prepared.objective.linear)
-    peak: Peak = rehearse(
-        model.policy,
-        scoring,
-        largest_pack(rounded(cfg, prepared.train, hardware), padded=padded),
-        before=before,
-        keeps_gradients=plan.packs_per_step > 1,
-        half=HALF.get(cfg.trainer.precision),
-        heap=heap_of(model, hardware),
-        distillation=prepared.objective.distillation,
-    )
-    whole = Memory(
-        weights=model.bytes,
-        optimizer=MOMENTS * model.trained_bytes,
-        gradients=max(peak.gradients, 0),
-        activations=peak.activations,
-        head=peak.head,
-        kept=peak.kept,
-        buckets=model.trained_bytes if plan.ranks > 1 else 0,
-        scoring=model.trained_bytes + peak.scoring + other_reference(cfg, prepared),
-        export=model.bytes,
-        overhead=int(hardware.overhead),
-    )
-    return cut_up(whole, model, plan.ranks, hardware) if cuts_up(cfg) and plan.ranks > 1 else whole
-
-
-def cut_up(whole: Memory, model: Model, ranks: int, hardware: Hardware) -> Memory:
-    """A device's share under `fsdp2`: what is cut up, and what is gathered while it computes (docs/scale.md).
-
-    Two layers are whole at a time, one that computes and one that comes; all that is no layer (embeddings, head) is whole
-    through a pack, its gradient too. Before it is cut up the model is whole, and fills the reference.
-    """
-    layer, root = 2 * max(model.layer_bytes, default=0), model.bytes - sum(model.layer_bytes)
-    share = model.trained_bytes // ranks
-    weights, optimizer = model.bytes // ranks + layer + root, MOMENTS * share
-    trained = model.trained_bytes / max(1, model.bytes)
-    gathered = int(trained * (layer + root))
-    return replace(
-        whole,
-        weights=weights,
-        optimizer=optimizer,
-        gradients=share + gathered + max(0, whole.gradients - model.trained_bytes),
-        buckets=0,
-        scoring=whole.scoring - model.trained_bytes + max(0, model.bytes - weights - optimizer),
-        export=0 if hardware.accelerator == "gpu" else whole.export,  # put together in main memory
-    )
-
-
-def other_reference(cfg: DictConfig, prepared: Prepared) -> int:
-    """Bytes of the model that scores as reference, where it is not the policy."""
-    if not cfg.reference.path or not prepared.objective.uses_reference:
-        return 0
-    model = weightless(
-        cfg.reference.path, dtype=dtype_of(cfg), lora=None, checkpointing="none", packing=cfg.trainer.packing,
-        revision=None,
-    )  # fmt: skip
-    return sum(part.nbytes for part in (*model.parameters(), *model.buffers()))
-
-
-def heap_of(model: Model, hardware: Hardware) -> Heap | None:
-    """A processor's; a GPU's allocator hardly leaves holes."""
-    if hardware.accelerator != "cpu":
-        return None
-    return Heap(LIVED_IN if model.num_trained == model.num_parameters else LIVED_IN_BESIDE_ADAPTERS)
 
 
 @dataclass(frozen=True)
@@ -250,6 +47,9 @@ class Amounts:
     validation_flops: int
     token_store_bytes: int
     reference_cache_bytes: int
+    checkpoint_bytes: int  # one: trained weights and their moments
+    checkpoints_bytes: int  # as many as lie on the disk at a time
+    model_bytes: int  # `model/`
 
 
 def amounts_of(cfg: DictConfig, model: Model, prepared: Prepared, tokens_naive: int) -> Amounts:
@@ -281,6 +81,9 @@ def amounts_of(cfg: DictConfig, model: Model, prepared: Prepared, tokens_naive: 
         validation_flops=validations(cfg, plan) * forward_flops(products, scored),
         token_store_bytes=sum(_folder_bytes(split) for split in (train, held_out) if split),
         reference_cache_bytes=ENTRY * entries,
+        checkpoint_bytes=checkpoint_bytes(model.policy),
+        checkpoints_bytes=most_checkpoints(cfg) * checkpoint_bytes(model.policy),
+        model_bytes=model_bytes(model.policy),
     )
 
 

@@ -70,7 +70,7 @@ def rehearse(
     mode = next(model.parameters()).fake_mode
     ledger = Ledger(heap)
     ledger.ignore([*model.parameters(), *model.buffers()])
-    precision = torch.autocast("cpu", dtype=half) if half else nullcontext()
+    precision = torch.autocast("cpu", dtype=half, cache_enabled=False) if half else nullcontext()  # as Lightning does
     scored = 0
     with mode, ledger, _layers_are_told(model, ledger):
         for batch in before:

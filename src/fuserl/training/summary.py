@@ -16,6 +16,7 @@ from omegaconf import DictConfig
 
 from fuserl.records.manifest import write_text_atomically
 from fuserl.settings import plain
+from fuserl.tokens.plan import chosen_at
 from fuserl.tokens.templates import Template
 from fuserl.training.folder import RunFolder, digest
 from fuserl.training.prepare import Prepared
@@ -132,7 +133,7 @@ def tokens_naive(prepared: Prepared) -> int:
     plan, split = prepared.train.plan, prepared.train
     used = split.used
     each = (used * (np.asarray(split.store.prompt_tokens)[:, None] + np.asarray(split.store.branch_tokens))).sum(axis=1)
-    return int(sum(each[list(plan.step(step).prompts)].sum() for step in range(plan.steps)))
+    return int(sum(each[plan.rows[chosen_at(plan, step)]].sum() for step in range(plan.steps)))
 
 
 def validation_summary(rows: dict[int, dict[str, Any]]) -> dict[str, Any]:

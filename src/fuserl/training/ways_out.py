@@ -10,8 +10,8 @@ from omegaconf import DictConfig, OmegaConf
 from fuserl.settings import compose, config_folder
 from fuserl.tokens.collate import PADDING
 from fuserl.tokens.plan import make_plan
-from fuserl.training.estimate import Memory, Model, memory_of
 from fuserl.training.hardware import Hardware
+from fuserl.training.memory import Memory, Model, memory_of
 from fuserl.training.prepare import Prepared
 from fuserl.training.strategies import cuts_up
 
@@ -50,6 +50,12 @@ def fewer_logits(cfg: DictConfig, prepared: Prepared) -> Iterator[tuple[str, str
         yield "trainer.logits_memory=0.25", "fewer logits at a time: what needs more goes through the head twice"
 
 
+def half_gathered(cfg: DictConfig, prepared: Prepared) -> Iterator[tuple[str, str]]:
+    """What is whole under `fsdp2`, in half precision."""
+    if cuts_up(cfg) and cfg.target.dtype == "float32" and not cfg.trainer.strategy.gather:
+        yield "trainer.strategy.gather=bfloat16", "what is gathered takes half; norms and sums of layers are rounded"
+
+
 def half_weights(cfg: DictConfig, prepared: Prepared) -> Iterator[tuple[str, str]]:
     """bf16 throughout."""
     if cfg.target.dtype in ("auto", "float32") and cfg.trainer.precision == "32-true":
@@ -64,7 +70,7 @@ def adapters(cfg: DictConfig, prepared: Prepared) -> Iterator[tuple[str, str]]:
 
 Propose = Callable[[DictConfig, Prepared], Iterator[tuple[str, str]]]
 WAYS: tuple[Propose, ...] = (
-    recompute, smaller_packs, fewer_logits, half_weights, adapters,
+    recompute, smaller_packs, fewer_logits, half_gathered, half_weights, adapters,
 )  # fmt: skip
 
 
