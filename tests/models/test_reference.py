@@ -7,8 +7,8 @@ import os
 import signal
 import sqlite3
 import subprocess
-import sys
 import time
+from multiprocessing.context import ForkProcess
 from pathlib import Path
 
 import kit
@@ -25,8 +25,6 @@ from fuserl.models.scoring import per_token, score_batch, score_padded
 from fuserl.records.schema import PromptGroup
 from fuserl.tokens.collate import collate
 from fuserl.tokens.store import TokenStore, TokenWriter, response_key
-
-WORKER = Path(__file__).with_name("fill_worker.py")
 
 
 def open_cache(folder: Path, **other: str) -> ReferenceCache:
@@ -243,27 +241,33 @@ def test_the_digest_tells_configurations_apart(tmp_path):
 # kills and company
 
 
-def started(
-    tmp_path: Path, store: TokenStore, seconds: float, columns: str = "0,1", result: str = "0"
-) -> subprocess.Popen:
-    command = [
-        sys.executable,
-        str(WORKER),
-        tmp_path / "cache",
-        store.folder,
-        seconds,
-        columns,
-        tmp_path / f"{result}.npy",
-    ]
-    environment = os.environ | {"PYTHONPATH": str(kit.ROOT / "src"), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        [str(part) for part in command], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+def started(tmp_path: Path, store: TokenStore, seconds: float, columns: str = "0,1", result: str = "0") -> ForkProcess:
+    """A job of its own process, which has everything imported already."""
+    place = (tmp_path / "cache", store.folder, seconds, columns, tmp_path / f"{result}.npy")
+    process = multiprocessing.get_context("fork").Process(target=filled_slowly, args=place, daemon=True)
+    process.start()
+    return process
 
 
-def wait_for_entries(path: Path, count: int, process: subprocess.Popen) -> None:
+def filled_slowly(folder: Path, store_folder: Path, seconds: float, columns: str, result: Path) -> None:
+    """One pack a group, and a pause before each, so that a kill or another process comes in between."""
+    store = TokenStore(store_folder)
+    cache = ReferenceCache(folder, weights="w", dtype="float64", backend="sdpa")
+
+    def slowly(model, batch):
+        time.sleep(seconds)
+        return score_batch(model, batch)
+
+    used = np.zeros_like(store.valid)
+    used[:, [int(column) for column in columns.split(",")]] = True
+    filled = fill(kit.tiny_model(), store, used, cache, max_tokens=1, backend="sdpa", score=slowly)
+    np.save(result, filled)
+    result.with_suffix(".txt").write_text(f"{cache.hits} {cache.misses}")
+
+
+def wait_for_entries(path: Path, count: int, process: ForkProcess) -> None:
     deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and process.poll() is None:
+    while time.monotonic() < deadline and process.is_alive():
         if path.exists():
             try:
                 database = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
@@ -275,7 +279,7 @@ def wait_for_entries(path: Path, count: int, process: subprocess.Popen) -> None:
                 pass
         time.sleep(0.02)
     process.kill()
-    pytest.fail(f"the worker never wrote {count} entries: {process.communicate()}")
+    pytest.fail(f"the worker never wrote {count} entries")
 
 
 def test_a_killed_fill_is_taken_up_where_it_was(tmp_path):
@@ -283,9 +287,9 @@ def test_a_killed_fill_is_taken_up_where_it_was(tmp_path):
     path = open_cache(tmp_path).path
     process = started(tmp_path, store, 0.03)
     wait_for_entries(path, 6, process)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
-    process.communicate()
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
     there = contents(path)
     assert 6 <= len(there) < 80
     assert len(there) % 2 == 0, "packs of two responses are written whole or not at all"
@@ -298,11 +302,12 @@ def test_a_killed_fill_is_taken_up_where_it_was(tmp_path):
 OVERLAPPING = ["0,1,2", "1,2,3", "0,3"]  # columns of three jobs
 
 
-def finished(processes: list[subprocess.Popen]) -> list[tuple[int, int]]:
+def finished(tmp_path: Path, processes: dict[int, ForkProcess]) -> list[tuple[int, ...]]:
     """(hits, misses) of each."""
-    outputs = [process.communicate(timeout=120) for process in processes]
-    assert [process.returncode for process in processes] == [0] * len(processes), outputs
-    return [tuple(map(int, out.split())) for out, _ in outputs]
+    for process in processes.values():
+        process.join(timeout=120)
+    assert [process.exitcode for process in processes.values()] == [0] * len(processes)
+    return [tuple(map(int, (tmp_path / f"{job}.txt").read_text().split())) for job in processes]
 
 
 def assert_results(tmp_path: Path, store: TokenStore, jobs: dict[int, str]) -> None:
@@ -319,7 +324,8 @@ def test_three_processes_share_the_work(tmp_path):
     """Each waits for what another computes: nothing is computed twice, and all end with the same numbers."""
     store = kit.token_store(tmp_path, kit.random_groups(20, 2, 2))
     jobs = dict(enumerate(OVERLAPPING))
-    counts = finished([started(tmp_path, store, 0.02, columns, str(job)) for job, columns in jobs.items()])
+    processes = {job: started(tmp_path, store, 0.02, columns, str(job)) for job, columns in jobs.items()}
+    counts = finished(tmp_path, processes)
     assert sum(misses for _, misses in counts) == 80, counts
     assert [hits + misses for hits, misses in counts] == [60, 60, 40]
     assert len(contents(open_cache(tmp_path).path)) == 80
@@ -331,16 +337,17 @@ def test_what_a_killed_process_had_claimed_is_taken_over(after, tmp_path):
     store = kit.token_store(tmp_path, kit.random_groups(30, 2, 2))
     path = open_cache(tmp_path).path
     jobs = dict(enumerate(OVERLAPPING))
-    victim, *others = [started(tmp_path, store, 0.03, columns, str(job)) for job, columns in jobs.items()]
+    others = {job: started(tmp_path, store, 0.03, columns, str(job)) for job, columns in jobs.items()}
+    victim = others.pop(0)
     wait_for_entries(path, after, victim)
     claimed = "SELECT count(*) FROM claims WHERE owner LIKE ?"
     cache = open_cache(tmp_path)
-    while victim.poll() is None and cache.database.execute(claimed, [f"%|{victim.pid}|%"]).fetchone() == (0,):
+    while victim.is_alive() and cache.database.execute(claimed, [f"%|{victim.pid}|%"]).fetchone() == (0,):
         time.sleep(0.001)
-    victim.send_signal(signal.SIGKILL)  # it stays a zombie until it is asked how it ended
-    finished(others)
+    victim.kill()  # it stays a zombie until it is asked how it ended
+    finished(tmp_path, others)
     assert not (tmp_path / "0.npy").exists()
-    victim.communicate()
+    victim.join()
     assert len(contents(path)) == 120
     assert cache.database.execute("SELECT COUNT(*) FROM claims").fetchone() == (0,), "no claim is left behind"
     assert_results(tmp_path, store, {job: columns for job, columns in jobs.items() if job > 0})
