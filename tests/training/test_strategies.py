@@ -211,7 +211,7 @@ def test_deepspeed_without_a_gpu_says_what_to_use_before_anything_is_read(stage,
     monkeypatch.setattr("fuserl.training.run.data_of", None)
     monkeypatch.setattr("fuserl.training.run.Setup", None)
     with pytest.raises(FuserlError, match="DeepSpeed needs a GPU") as caught:
-        run("fusesft", f"trainer=deepspeed_zero{stage}", "trainer.devices=2")
+        run("fusesft", f"trainer=deepspeed_zero{stage}", "trainer.devices=2", "trainer.accelerator=gpu")
     assert "trainer=fsdp2" in caught.value.hint
 
 

@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from datetime import timedelta
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from hydra.utils import instantiate
@@ -18,7 +18,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from fuserl.errors import FuserlError
 from fuserl.training.checkpoints import AtomicCheckpointIO, Writer
 from fuserl.training.sharded import ShardedStrategy
-from fuserl.training.zero import WholeDeepSpeed, settings
+from fuserl.training.zero import AsElsewhere, Precision, WholeDeepSpeed, settings
 
 
 @dataclass(frozen=True)
@@ -144,13 +144,15 @@ def deepspeed(place: Place, writer: Writer, *, stage: int, offload: bool) -> dic
     """ZeRO, by DeepSpeed: moments and gradients cut up (stage 2), weights as well (stage 3). It writes checkpoints itself.
 
     Raises:
-        FuserlError: there is no GPU, or DeepSpeed is not installed.
+        FuserlError: there is no GPU and no processor asked for, DeepSpeed is not installed, or it cannot train so.
     """
-    if place.accelerator == "cpu" or not torch.cuda.is_available():
+    if place.accelerator == "cpu":
+        os.environ["DS_ACCELERATOR"] = "cpu"  # read by DeepSpeed when it is imported
+    elif not torch.cuda.is_available():
         raise FuserlError(
-            "DeepSpeed needs a GPU, and none is visible or asked for",
+            "DeepSpeed needs a GPU, and none is visible",
             where="`trainer`",
-            hint="use `trainer=fsdp2`, which cuts up as much, on processors too",
+            hint="use `trainer=fsdp2`, which cuts up as much, or, to try it out, `trainer.accelerator=cpu`",
         )
     if not find_spec("deepspeed"):
         raise FuserlError(
@@ -162,7 +164,14 @@ def deepspeed(place: Place, writer: Writer, *, stage: int, offload: bool) -> dic
             where="`trainer.packing`",
             hint="use `trainer.packing=padded`, or `trainer=fsdp2`, where packs are cut up as well",
         )
+    if place.precision not in get_args(Precision):
+        raise FuserlError(
+            f"DeepSpeed does not train in {place.precision} here",
+            where="`trainer.precision`",
+            hint=f"{' or '.join(get_args(Precision))}; or `trainer=fsdp2`",
+        )
+    strategy = WholeDeepSpeed(config=settings(stage, offload, place.precision), timeout=place.patience)
     return {
-        "strategy": WholeDeepSpeed(config=settings(stage, offload), timeout=place.patience),
-        "precision": place.precision,
+        "strategy": strategy,
+        "plugins": [AsElsewhere(place.precision, "cpu" if place.accelerator == "cpu" else "cuda")],
     }

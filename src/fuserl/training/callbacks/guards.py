@@ -8,6 +8,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
+from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from fuserl.errors import FuserlError
@@ -15,6 +16,7 @@ from fuserl.terminal import say
 from fuserl.training.datamodule import GroupDataModule
 from fuserl.training.first_step import check_first_pack
 from fuserl.training.group_module import GroupModule
+from fuserl.training.zero import WholeDeepSpeed
 
 
 class FirstStepCheck(Callback):
@@ -58,25 +60,33 @@ class NonFiniteStop(Callback):
             FuserlError: it is not finite, and no step may be left out any more.
         """
         gradients = [weight.grad for weight in module.parameters() if weight.grad is not None]
-        if not gradients:  # DeepSpeed keeps them to itself
+        if isinstance(trainer.strategy, WholeDeepSpeed) or not gradients:
             return
         norm = torch.nn.utils.get_total_norm(gradients)
-        if isinstance(norm, DTensor):
-            norm = norm.full_tensor()
-        if torch.isfinite(norm):
-            module.latest["train/grad_norm"] = float(norm)
-        else:
-            self._leave_out(trainer, module)
+        self._judge(trainer, module, norm.full_tensor() if isinstance(norm, DTensor) else norm, trainer.global_step)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, module: GroupModule, outputs: Any, batch: Any, batch_index: int
     ) -> None:
-        """Tell the loggers, in the row of the step."""
+        """Tell the loggers, in the row of the step. DeepSpeed keeps gradients to itself, and has left the step out already.
+
+        Raises:
+            FuserlError: as before a step.
+        """
+        done = (batch_index + 1) % trainer.accumulate_grad_batches == 0
+        if done and isinstance(trainer.strategy, WholeDeepSpeed):
+            self._judge(trainer, module, trainer.strategy.norm_of_step(), trainer.global_step - 1)
         if len(self.skipped) > self._told:
             module.publish({"train/skipped_steps": float(len(self.skipped))})
 
-    def _leave_out(self, trainer: L.Trainer, module: GroupModule) -> None:
-        step, data = trainer.global_step, trainer.datamodule  # type: ignore[attr-defined]
+    def _judge(self, trainer: L.Trainer, module: GroupModule, norm: Tensor, step: int) -> None:
+        if torch.isfinite(norm):
+            module.latest["train/grad_norm"] = float(norm)
+        else:
+            self._leave_out(trainer, module, step)
+
+    def _leave_out(self, trainer: L.Trainer, module: GroupModule, step: int) -> None:
+        data = trainer.datamodule  # type: ignore[attr-defined]
         names = ", ".join(data.names_of_step(step))
         if len(self.skipped) >= self.skips:
             before = f", and {self.skips} were left out before it" if self.skips else ""
