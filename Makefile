@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: help setup bwrap browser slurm demo test test-slurm test-ray test-vllm audit check bench kills soak notebooks clean
+.PHONY: help setup bwrap browser slurm demo test test-slurm test-ray test-vllm test-deepspeed audit check bench kills soak notebooks clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -73,6 +73,19 @@ RAY := .venv-ray/bin
 test-ray: .venv-ray/.done  ## a sweep, sampling and scoring on Ray with two nodes, in an environment of their own
 	OMP_NUM_THREADS=1 $(RAY)/python -m pytest -q tests/clusters/test_ray_cluster.py tests/sources/test_ray_engine.py tests/rewards/test_ray_classifier.py
 
+# DeepSpeed, built from source beside torch; what it compiles itself, it compiles when a run first starts.
+DEEPSPEED := .venv-deepspeed/bin
+.venv-deepspeed/.done: pyproject.toml constraints.txt
+	test -x $(DEEPSPEED)/python || $(PYTHON) -m venv .venv-deepspeed
+	$(DEEPSPEED)/pip install --quiet --disable-pip-version-check -c constraints.txt torch==2.13.0 setuptools wheel ninja packaging
+	DS_BUILD_OPS=0 DS_ACCELERATOR=cpu $(DEEPSPEED)/pip install --quiet --disable-pip-version-check --no-build-isolation \
+		-c constraints.txt deepspeed==0.19.8
+	$(DEEPSPEED)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+test-deepspeed: .venv-deepspeed/.done  ## DeepSpeed's ZeRO over two processes without a GPU, in an environment of its own (minutes)
+	OMP_NUM_THREADS=1 $(DEEPSPEED)/python -m pytest -q tests/training/test_deepspeed.py
+
 audit: setup  ## installed packages against constraints.txt, offline; vulnerabilities are not looked up
 	$(BIN)/python tests/house/audit.py
 
@@ -100,5 +113,5 @@ notebooks: setup  ## run the notebooks on tiny data
 	$(BIN)/python -m pytest -q tests/notebooks
 
 clean:  ## remove the environment and what tools leave behind; runs/ stays
-	rm -rf .venv .venv-ray .venv-vllm .setup-done .pytest_cache .ruff_cache .hypothesis build dist
+	rm -rf .venv .venv-ray .venv-vllm .venv-deepspeed .setup-done .pytest_cache .ruff_cache .hypothesis build dist
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +

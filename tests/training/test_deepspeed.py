@@ -70,7 +70,7 @@ def assert_same(ours: Path, theirs: Path, atol: float = 1e-6) -> None:
     a, b = weights(ours), weights(theirs)
     assert a.keys() == b.keys()
     for name in a:
-        assert_close(a[name], b[name], rtol=0, atol=atol, msg=lambda m, n=name: f"{n}: {m}")
+        assert_close(a[name], b[name], rtol=0, atol=atol, equal_nan=True, msg=lambda m, n=name: f"{n}: {m}")
 
 
 @pytest.mark.parametrize("stage", [2, 3])

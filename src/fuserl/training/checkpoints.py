@@ -113,7 +113,7 @@ def unwritten(path: Path, error: Exception) -> FuserlError:
 def damage(checkpoint: Path) -> str | None:
     """What is wrong with a checkpoint's bytes, all of which are read; None: nothing is.
 
-    A file's sums are those of its zip records, a folder's are in files beside the pieces. DeepSpeed's have none.
+    A file's sums are those of its zip records, a folder's are in files beside the pieces.
     """
     try:
         if checkpoint.is_file():
