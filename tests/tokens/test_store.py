@@ -18,6 +18,7 @@ from fuserl.errors import FuserlError
 from fuserl.records.manifest import digest_of
 from fuserl.records.schema import Message, PromptGroup, Response
 from fuserl.tokens import cores
+from fuserl.tokens import store as store_module
 from fuserl.tokens.store import TokenStore, TokenWriter
 from fuserl.tokens.templates import load_template
 from fuserl.tokens.tokenize import encode_dataset, encode_group, encode_groups
@@ -132,6 +133,25 @@ def test_damage_is_mended(tmp_path, name, damage):
     assert [again.branch(0, column).tolist() for column in range(4)] == right
 
 
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.77, 0.999])
+@pytest.mark.parametrize("name", ["tokens.npy", "keys.npy", "rewards.npy"])
+def test_one_flipped_bit_is_seen(name, share, tmp_path):
+    store = encoded(tmp_path)
+    path = store.folder / name
+    content = bytearray(path.read_bytes())
+    content[int(len(content) * share)] ^= 1
+    path.write_bytes(content)
+    assert TokenStore.open(store.folder) is None
+
+
+def test_of_large_arrays_blocks_are_looked_at(tmp_path, monkeypatch):
+    monkeypatch.setattr(store_module, "WHOLE", 0)
+    store = encoded(tmp_path)
+    assert TokenStore.open(store.folder) is not None
+    _blank(store.folder / "tokens.npy")
+    assert TokenStore.open(store.folder) is None
+
+
 def test_foreign_meta_is_mended(tmp_path):
     store = encoded(tmp_path)
     (store.folder / "meta.json").write_text("[]")
@@ -218,7 +238,8 @@ def _bytes_read() -> int:
     return int(Path("/proc/self/io").read_text().split()[1])
 
 
-def test_opening_reads_some_blocks_of_every_array_not_all_of_them(tmp_path):
+def test_opening_reads_some_blocks_of_large_arrays_not_all_of_them(tmp_path, monkeypatch):
+    monkeypatch.setattr(store_module, "WHOLE", 10_000_000)
     writer = TokenWriter(tmp_path / "large", ["a", "b"])
     writer.add(groups()[2], np.arange(4), [np.arange(30_000_000)], [0])
     folder = writer.close().folder
