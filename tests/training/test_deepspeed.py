@@ -208,3 +208,22 @@ def test_its_own_parser_reads_our_settings(stage, offload, precision, monkeypatc
     assert read.zero_force_ds_cpu_optimizer != offload
     assert read.torch_autocast_enabled == (precision == "bf16-mixed")
     assert not read.bfloat16_config.enabled
+
+
+@pytest.mark.parametrize("more", [("trainer=deepspeed_zero2", "trainer.devices=1"), ("trainer=deepspeed_zero3",)])
+def test_another_number_of_processes_or_stage_is_refused(more, settings, ranks, nursery):
+    folder = ranks(2, "fusesft", *SHORT, "max_steps=2")
+    (folder / "summary.json").unlink()
+    count = "1" if "trainer.devices=1" in more else "2"
+    again = settings("fusesft", "trainer.accelerator=cpu", *SHORT, "max_steps=2", *more, output="zero")
+    with pytest.raises(
+        AssertionError, match=r"the checkpoint is of ZeRO-2 over 2 process\(es\), and this run is ZeRO-"
+    ):
+        nursery.run("training.ranks", [count, *(one for one in again if "devices" not in one)])
+
+
+def test_one_process_alone(run, settings):
+    alone = run("fusesft", *SHORT, output="alone")
+    command = settings("fusesft", "trainer=deepspeed_zero2", "trainer.accelerator=cpu", *SHORT)
+    subprocess.run([sys.executable, "-m", "fuserl.cli", "train", *command], check=True)
+    assert_same(alone.parent / "run", alone)

@@ -22,6 +22,7 @@ from fuserl.errors import FuserlError
 from fuserl.training.checkpoints import unwritten
 from fuserl.training.shards import SUMS, crc32
 
+OF = "of.txt"  # which stage and how many processes a checkpoint is of
 Precision = Literal["32-true", "bf16-mixed"]
 
 
@@ -123,6 +124,11 @@ class WholeDeepSpeed(DeepSpeedStrategy):
         """Lightning has divided by the number of packs; the engine would do it again."""
         return super().backward(closure_loss, optimizer, *args, scale_wrt_gas=False, **kwargs)
 
+    def _said(self) -> str:
+        assert isinstance(self.config, dict)
+        cut = self.config["zero_optimization"]
+        return f"ZeRO-{cut['stage']} over {self.world_size} process(es)"
+
     def norm_of_step(self) -> Tensor:
         """Of all gradients of the step before, unclipped; infinite where one was not finite: the engine left that step out."""
         return torch.tensor(float(self._engine.get_global_grad_norm()) if self._engine.was_step_applied() else math.inf)
@@ -154,6 +160,7 @@ class WholeDeepSpeed(DeepSpeedStrategy):
             raise unwritten(folder, error) from error
         self.barrier()
         if self.is_global_zero:
+            (part / OF).write_text(self._said(), encoding="utf-8")
             _seal(part)
             part.rename(folder)
         self.barrier()
@@ -165,11 +172,17 @@ class WholeDeepSpeed(DeepSpeedStrategy):
             FuserlError: another strategy has written it, or another number of processes.
         """
         folder = Path(checkpoint_path)
-        if not (folder / "checkpoint").is_dir():
+        if not (folder / OF).is_file():
             raise FuserlError(
                 "DeepSpeed cannot read a checkpoint that another strategy has written",
                 where=str(folder),
                 hint="go on with `trainer=fsdp2` or `trainer=ddp`, which read each other's, or give another `output`",
+            )
+        if (written := (folder / OF).read_text(encoding="utf-8")) != self._said():
+            raise FuserlError(
+                f"the checkpoint is of {written}, and this run is {self._said()}, which cannot read it",
+                where=str(folder),
+                hint="go on as before, or give another `output`; `trainer=fsdp2` may go on over any number of processes",
             )
         assert self.lightning_module is not None
         state = self.lightning_module.trainer.state
