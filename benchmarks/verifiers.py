@@ -153,7 +153,7 @@ def listed(name: str) -> list[Disagreement]:
     return sorted(Disagreement(*row[:4]) for row in rows if len(row) == 5 and row[2] in ("right", "wrong", "unknown"))
 
 
-def require(name: str, found: Comparison, least: float) -> None:
+def assert_agreement(name: str, found: Comparison, least: float) -> None:
     """Raises: AssertionError: they agree less than is promised, or the page lists other disagreements."""
     assert found.share >= least, f"{name}: {found.share:.4%} agree, {found.disagreements[:5]}"
     told, page = set(found.disagreements), set(listed(name))
@@ -164,14 +164,14 @@ def measured(name: str) -> Comparison:
     """One set, compared and required."""
     if name == IFEVAL:
         found = ifeval(kit.DATA / "eval" / "ifeval_gpt4_verdicts.jsonl.gz")
-        require(name, found, IFEVAL_LEAST)
+        assert_agreement(name, found, IFEVAL_LEAST)
         return found
     scorer = scorer_of(SETS[name].reward)
     try:
         found = compared(scorer, items_of(SETS[name]))
     finally:
         scorer.close()
-    require(name, found, SETS[name].least)
+    assert_agreement(name, found, SETS[name].least)
     return found
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import re
 import shlex
 from pathlib import Path
 
 import pytest
 import torch
+from pages import commands, words_of
 from transformers import AutoModelForCausalLM, GPTNeoXConfig, LlamaConfig
 
 from fuserl.cli import run_verb
@@ -30,11 +30,6 @@ SHORT = (
 SHAPE = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
 
 
-def commands(language: str) -> list[list[str]]:
-    found = re.findall(rf"^```{language}\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
-    return [shlex.split(line, comments=True) for block in found for line in block.splitlines()]
-
-
 @pytest.fixture
 def place(tmp_path, monkeypatch):
     """The folder that the page speaks of."""
@@ -50,8 +45,8 @@ def place(tmp_path, monkeypatch):
 
 def test_every_command_runs_and_leaves_what_the_page_says(place, capsys):
     told = []
-    for program, verb, *overrides in commands("sh"):
-        assert program == "fuserl"
+    for line in commands(PAGE):
+        verb, overrides = words_of(line)
         run_verb(verb, [*overrides, *(SHORT if verb == "train" else ())])
         told.append(capsys.readouterr().err)
     assert len(told) == 5
@@ -69,7 +64,8 @@ def test_every_command_runs_and_leaves_what_the_page_says(place, capsys):
 
 
 def test_the_other_commands_compose():
-    for program, *rest in commands("console"):
+    for line in commands(PAGE, "console"):
+        program, *rest = shlex.split(line, comments=True)
         if program == "fuserl":
             cfg = compose(rest[0], rest[1:])
             assert cfg.sources if rest[0] == "align" else jobs(cfg)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import math
 import re
-import shlex
 from pathlib import Path
 
 import openai_server
 import pytest
 from openai_server import Server
+from pages import blocks, commands, words_of
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from fuserl.cli import run_verb
@@ -18,16 +18,6 @@ from fuserl.settings import compose
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "alpaca_eval.md").read_text()
-
-
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
-
-
-def overrides_of(line: str) -> tuple[str, list[str]]:
-    program, verb, *overrides = shlex.split(line)
-    assert program == "fuserl"
-    return verb, overrides
 
 
 @pytest.fixture
@@ -40,7 +30,7 @@ def place(tmp_path, monkeypatch):
     ):
         auto.from_config(AutoConfig.from_pretrained(target, **more)).save_pretrained(tmp_path / "models" / name)
         AutoTokenizer.from_pretrained(target).save_pretrained(tmp_path / "models" / name)
-    (mine,) = blocks("jsonl")
+    (mine,) = blocks(PAGE, "jsonl")
     (tmp_path / "mine.jsonl").write_text(mine)
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
@@ -62,11 +52,11 @@ def result(folder: str) -> dict:
 
 
 def test_the_commands_of_the_page(place):
-    commands = [line for block in blocks("sh") for line in block.splitlines()]
-    assert len(commands) == 3
+    typed = commands(PAGE)
+    assert len(typed) == 3
     with Server() as server:
-        for line in commands:
-            verb, overrides = overrides_of(line.replace("http://localhost:8000/v1", server.url))
+        for line in typed:
+            verb, overrides = words_of(line.replace("http://localhost:8000/v1", server.url))
             run_verb(verb, [*overrides, "benchmarks.alpaca_eval.length_control.resamples=20"])
         assert {call.body["model"] for call in server.calls} == {"org/judge"}
         assert len(server.calls) == 6
@@ -82,6 +72,6 @@ def test_the_commands_of_the_page(place):
 
 
 def test_the_command_for_large_machines_composes(place):
-    (line,) = [line for block in blocks("console") for line in block.splitlines()]
-    verb, overrides = overrides_of(line)
+    (line,) = commands(PAGE, "console")
+    verb, overrides = words_of(line)
     assert compose(verb, overrides).benchmarks.alpaca_eval.sampling.temperature == 0.6

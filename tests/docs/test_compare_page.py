@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-import shlex
 import sys
 from pathlib import Path
+
+from pages import commands, words_of
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests" / "evaluation"))
@@ -22,11 +23,11 @@ def test_the_commands_of_the_page(tmp_path, monkeypatch):
     for seed in range(2):
         for name in ("sft_best", "fusesft"):
             write_run(tmp_path / "runs" / f"{name}{seed}", seed, {"objective.name": name}, nll=1 + 0.1 * seed)
-    commands = re.findall(r"^```sh\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
-    assert len(commands) == 3
-    for line in commands:
-        program, verb, *overrides = shlex.split(line)
-        assert (program, verb) == ("fuserl", "compare")
+    typed = commands(PAGE)
+    assert len(typed) == 3
+    for line in typed:
+        verb, overrides = words_of(line)
+        assert verb == "compare"
         run_verb(verb, [*overrides, "answers=0"])
     files = set(re.findall(r"^\| `([\w.]+)` \|", PAGE, re.MULTILINE))
     assert files == {"index.html", "table.csv", "runs.csv", "manifest.json"}

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import csv
 import re
-import shlex
 import sys
 from pathlib import Path
 
 import pytest
+from pages import blocks, commands, words_of
 
 from fuserl.cli import run_verb
 from fuserl.evaluation.benchmarks import results
@@ -19,14 +19,10 @@ PAGE = (ROOT / "docs" / "evaluate.md").read_text()
 SCORES = "def same(prompt, answer, reference):\n    return float(answer == reference)\n"
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
-
-
 @pytest.fixture
 def place(tmp_path, monkeypatch):
     """The folder that the page speaks of."""
-    (mine,) = blocks("jsonl")
+    (mine,) = blocks(PAGE, "jsonl")
     (tmp_path / "mine.jsonl").write_text(mine)
     (tmp_path / "my_scores.py").write_text(SCORES)
     monkeypatch.chdir(tmp_path)
@@ -38,10 +34,8 @@ def place(tmp_path, monkeypatch):
 
 
 def test_the_whole_way(place):
-    for line in "".join(blocks("sh")).strip().splitlines():
-        program, verb, *overrides = shlex.split(line)
-        assert program == "fuserl"
-        run_verb(verb, overrides)
+    for line in commands(PAGE):
+        run_verb(*words_of(line))
     final = place / "runs" / "recipe" / "02_po" / "evaluation"
     assert set(results.all_in(final)) == {"miniature", "own"}
     assert {path.name for path in final.iterdir()} >= {"answers.jsonl", "model.json", "summary.json", "config.yaml", "metrics.csv"}  # fmt: skip

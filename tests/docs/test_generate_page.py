@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-import shlex
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from openai_server import Server
+from pages import blocks, commands, words_of
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fuserl.cli import run_verb
@@ -21,16 +21,6 @@ from fuserl.settings import compose, config_folder, register_resolvers
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "generate.md").read_text()
-
-
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
-
-
-def overrides_of(line: str) -> tuple[str, list[str]]:
-    program, verb, *overrides = shlex.split(line)
-    assert program == "fuserl"
-    return verb, overrides
 
 
 def another(folder: Path, to: Path) -> None:
@@ -50,7 +40,7 @@ def place(tmp_path, monkeypatch):
     for name in ("small", "target"):
         shutil.copytree(target, tmp_path / "models" / name)
     another(target, tmp_path / "models" / "large")
-    (prompts,) = blocks("jsonl")
+    (prompts,) = blocks(PAGE, "jsonl")
     (tmp_path / "prompts.jsonl").write_text(prompts)
     rows = [
         {"id": f"q{n}", "question": json.loads(line)["prompt"], "final_answer": n}
@@ -73,12 +63,12 @@ def by_source(folder: str) -> dict[str, int]:
 
 
 def test_the_commands_of_the_page(place):
-    commands = [line for block in blocks("sh") for line in block.splitlines()]
-    assert len(commands) == 10
+    typed = commands(PAGE)
+    assert len(typed) == 10
     seen = []
     with Server() as server:
-        for line in commands:
-            verb, overrides = overrides_of(re.sub(r"http://localhost:800[01]/v1", server.url, line))
+        for line in typed:
+            verb, overrides = words_of(re.sub(r"http://localhost:800[01]/v1", server.url, line))
             if verb == "train":
                 overrides += ["trainer.accelerator=cpu", "trainer.progress_bar=false"]
             run_verb(verb, overrides)
@@ -101,10 +91,10 @@ def test_the_commands_of_the_page(place):
 
 
 def test_the_commands_for_large_machines_compose():
-    lines = [line for block in blocks("console") for line in block.splitlines()]
+    lines = commands(PAGE, "console")
     assert lines
     for line in lines:
-        verb, overrides = overrides_of(line)
+        verb, overrides = words_of(line)
         if (config_folder() / "engine" / "vllm.yaml").exists() or "engine=vllm" not in overrides:
             assert len(compose(verb, overrides).sources) == 4
 

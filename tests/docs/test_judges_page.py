@@ -4,23 +4,18 @@ from __future__ import annotations
 
 import json
 import re
-import shlex
 from pathlib import Path
 
 import openai_server
 import pytest
 from openai_server import Server
+from pages import commands, words_of
 
 from fuserl.cli import run_verb
 from fuserl.settings import config_folder, register_resolvers
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "judges.md").read_text()
-COMMANDS = [
-    line
-    for block in re.findall(r"^```sh\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
-    for line in block.split("\n")
-    if line
-]
+COMMANDS = commands(PAGE)
 
 
 def says(body) -> tuple[str, str, int, int]:
@@ -48,7 +43,7 @@ def test_the_commands_of_the_page(place, monkeypatch):
         monkeypatch.setenv("OPENAI_BASE_URL", server.url)
         for command in COMMANDS:
             before = len(server.calls)
-            _, verb, *overrides = shlex.split(command)
+            verb, overrides = words_of(command)
             run_verb(verb, overrides)
             found[re.findall(r"output=(\w+)", command)[0], re.findall(r"benchmark=(\w+)", command)[0]] = (
                 len(server.calls) - before

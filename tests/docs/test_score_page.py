@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import re
-import shlex
 import sys
 from pathlib import Path
 
 import openai_server
 import pytest
 from openai_server import Server
+from pages import blocks, commands, words_of
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 from fuserl.cli import run_verb
@@ -22,16 +21,6 @@ PAGE = (ROOT / "docs" / "score.md").read_text()
 SCORES = "def brevity(prompt, answer, reference):\n    return -len(answer)\n"
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
-
-
-def overrides_of(line: str) -> tuple[str, list[str]]:
-    program, verb, *overrides = shlex.split(line)
-    assert program == "fuserl"
-    return verb, overrides
-
-
 @pytest.fixture
 def place(tmp_path, monkeypatch):
     """The folder that the page speaks of."""
@@ -39,7 +28,7 @@ def place(tmp_path, monkeypatch):
     config = AutoConfig.from_pretrained(target, num_labels=1)
     AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path / "models/reward")
     AutoTokenizer.from_pretrained(target).save_pretrained(tmp_path / "models/reward")
-    (answers,) = blocks("jsonl")
+    (answers,) = blocks(PAGE, "jsonl")
     (tmp_path / "answers.jsonl").write_text(answers)
     (tmp_path / "my_scores.py").write_text(SCORES)
     monkeypatch.chdir(tmp_path)
@@ -62,12 +51,12 @@ def found(folder: str) -> dict[str, list]:
 
 
 def test_the_commands_of_the_page(place):
-    commands = [line for block in blocks("sh") for line in block.splitlines()]
-    assert len(commands) == 9
+    typed = commands(PAGE)
+    assert len(typed) == 9
     seen: list[dict[str, list]] = []
     with Server() as server:
-        for line in commands:
-            verb, overrides = overrides_of(line.replace("http://localhost:8000/v1", server.url))
+        for line in typed:
+            verb, overrides = words_of(line.replace("http://localhost:8000/v1", server.url))
             run_verb(verb, overrides)
             seen.append(found("scored") if Path("scored").exists() else {})
 
@@ -101,6 +90,6 @@ def test_the_commands_of_the_page(place):
 
 
 def test_the_commands_for_large_machines_compose():
-    for line in (line for block in blocks("console") for line in block.splitlines()):
-        verb, overrides = overrides_of(line)
+    for line in commands(PAGE, "console"):
+        verb, overrides = words_of(line)
         assert compose(verb, overrides).rewards

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import json
-import re
-import shlex
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from curation.select_kit import group, groups_of, lay, report, world
+from pages import commands, words_of
 
 from fuserl.cli import run_verb
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "select.md").read_text()
-COMMANDS = [
-    line for block in re.findall(r"^```sh\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE) for line in block.splitlines()
-]
+COMMANDS = commands(PAGE)
 SHORT = (
     "trainer.progress_bar=false",
     "trainer.accelerator=cpu",
@@ -55,8 +52,7 @@ def test_every_command_runs_and_leaves_what_the_page_says(folder, monkeypatch):
     monkeypatch.setenv("FUSERL_CACHE", str(folder / "cache"))
     assert len(COMMANDS) == 14
     for line in COMMANDS:
-        program, verb, *overrides = shlex.split(line)
-        assert program == "fuserl"
+        verb, overrides = words_of(line)
         run_verb(verb, [*overrides, *(SHORT if verb == "train" else ())])
     for name in ("sft/train", "sft/validation", "po/train", "report.html", "report.json", "dropped.jsonl"):
         assert (folder / "selected" / name).exists(), name

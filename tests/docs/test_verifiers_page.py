@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-import shlex
 from pathlib import Path
 
 import pytest
+from pages import blocks, commands, words_of
 
 from fuserl.cli import run_verb
 from fuserl.records.store import iter_groups
@@ -24,20 +24,15 @@ VERDICTS = {
 }
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
+COMMANDS = commands(PAGE)
 
 
-COMMANDS = [shlex.split(line) for block in blocks("sh") for line in block.splitlines()]
-
-
-@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: f"{command[1]} {command[-1]}")
-def test_a_command_of_the_page(command, tmp_path, monkeypatch, capsys):
-    program, verb, *overrides = command
-    assert program == "fuserl"
+@pytest.mark.parametrize("line", COMMANDS)
+def test_a_command_of_the_page(line, tmp_path, monkeypatch, capsys):
+    verb, overrides = words_of(line)
     if "reward=code" in overrides and not sandbox.bubblewrap()[0]:
         pytest.skip(f"NO SANDBOX HERE: {sandbox.bubblewrap()[1]}")
-    (answers,) = blocks("jsonl")
+    (answers,) = blocks(PAGE, "jsonl")
     (tmp_path / "answers.jsonl").write_text(answers)
     monkeypatch.chdir(tmp_path)
     register_resolvers()
@@ -51,7 +46,8 @@ def test_a_command_of_the_page(command, tmp_path, monkeypatch, capsys):
 
 
 def test_every_command_has_its_verdicts():
-    folders = {word.removeprefix("output=") for command in COMMANDS for word in command if word.startswith("output=")}
+    words = [word for line in COMMANDS for word in words_of(line)[1]]
+    folders = {word.removeprefix("output=") for word in words if word.startswith("output=")}
     assert folders == set(VERDICTS)
 
 

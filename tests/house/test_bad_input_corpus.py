@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from bad_inputs import CASES
-from bad_world import GOOD, World
+from bad_world import GOOD, HAS_OUTPUT, World
 
 from fuserl.cli import VERBS, run_verb
 from fuserl.errors import FuserlError
@@ -40,8 +40,10 @@ def test_a_bad_input_is_one_clear_error(world, tmp_path, verb, name):
 
 
 @pytest.mark.parametrize("verb", [verb for verb in GOOD if verb not in ("train", "plan")])
-def test_the_command_works_without_what_is_wrong(world, tmp_path, verb):
+def test_the_command_works_without_what_is_wrong(world, tmp_path, verb, capsys):
     run_verb(verb, world.good(verb, tmp_path / "out"))
+    wrote = {path.name for path in (tmp_path / "out").glob("*")}
+    assert {"config.yaml", "manifest.json"} & wrote if verb in HAS_OUTPUT else "processor" in capsys.readouterr().out
 
 
 def test_every_verb_has_cases_and_they_are_many():

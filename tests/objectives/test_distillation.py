@@ -68,7 +68,8 @@ def sparse(name: str, log_p: torch.Tensor, ids: torch.Tensor, tail: str, tau: fl
     return lambda z: DIVERGENCES[name](events(fused_at(log_p, ids), policy_at(z, ids, tau), tail=tail))
 
 
-def agree(one, other, z: torch.Tensor, tolerance: float = 1e-12) -> None:
+def assert_agree(one, other, z: torch.Tensor, tolerance: float = 1e-12) -> None:
+    """Same values and same slopes in the logits."""
     for mine, theirs in zip(value_and_slope(one, z), value_and_slope(other, z), strict=True):
         assert_close(mine, theirs, rtol=0, atol=tolerance)
 
@@ -96,7 +97,7 @@ def dense(name: str, log_p: torch.Tensor, tau: float):
 @every_tau
 def test_all_tokens_kept_is_the_dense_divergence(name: str, tail: str, tau: float) -> None:
     z, log_p = draw(T, V), draw(T, V, seed=2)
-    agree(sparse(name, log_p, some_ids(V), tail, tau), dense(name, log_p, tau), z)
+    assert_agree(sparse(name, log_p, some_ids(V), tail, tau), dense(name, log_p, tau), z)
 
 
 @every_tau
@@ -105,7 +106,7 @@ def test_the_papers_loss_is_cross_entropy_with_a_dense_p_of_ten_entries(tau: flo
     z, log_p, ids = draw(T, V), draw(T, V, seed=2), some_ids(4)
     stored = log_p.log_softmax(dim=1).gather(1, ids)
     whole = torch.zeros(T, V, dtype=torch.float64).scatter(1, ids, (stored / tau).softmax(dim=1))
-    agree(
+    assert_agree(
         sparse("cross_entropy", log_p, ids, "renormalise", tau),
         lambda z: -(whole * (z / tau).log_softmax(dim=1)).sum(dim=1),
         z,
@@ -124,7 +125,7 @@ def test_a_bucket_is_one_token_more(name: str, tau: float) -> None:
         kept = z.log_softmax(dim=1).gather(1, ids)
         return dense(name, small, tau)(torch.cat([kept, (1 - kept.exp().sum(dim=1, keepdim=True)).log()], dim=1))
 
-    agree(sparse(name, log_p, ids, "bucket", tau), loss, z, 1e-11)
+    assert_agree(sparse(name, log_p, ids, "bucket", tau), loss, z, 1e-11)
 
 
 @every_divergence
@@ -149,7 +150,7 @@ def test_one_hot_on_the_gold_token_is_clm(name: str, tail: str) -> None:
     def loss(z: torch.Tensor) -> torch.Tensor:
         return DIVERGENCES[name](events(one_hot, policy_at(z, ids), tail=tail))
 
-    agree(loss, lambda z: F.cross_entropy(z, GOLD, reduction="none"), z)
+    assert_agree(loss, lambda z: F.cross_entropy(z, GOLD, reduction="none"), z)
 
 
 @pytest.mark.parametrize("name", ["forward_kl", "reverse_kl", "jensen_shannon"])

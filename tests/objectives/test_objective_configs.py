@@ -110,10 +110,19 @@ def test_every_weight_rule_builds_and_runs(rule: str) -> None:
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_every_target_exists_and_takes_these_arguments(path) -> None:
-    for node in nodes(OmegaConf.to_container(OmegaConf.load(path), resolve=False)):
-        arguments = {key: value for key, value in node.items() if not key.startswith("_")}
-        signature = inspect.signature(get_object(node["_target_"]))
+    found = nodes(OmegaConf.to_container(OmegaConf.load(path), resolve=False))
+    assert not [why for node in found if (why := refusal(node))]
+
+
+def refusal(node: dict) -> str:
+    """Why a target does not take the arguments beside it; empty where it does."""
+    arguments = {key: value for key, value in node.items() if not key.startswith("_")}
+    signature = inspect.signature(get_object(node["_target_"]))
+    try:
         (signature.bind_partial if node.get("_partial_") else signature.bind)(**arguments)
+    except TypeError as error:
+        return f"{node['_target_']}: {error}"
+    return ""
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}/{path.stem}")

@@ -12,7 +12,7 @@ import pytest
 sys.path.append(str(kit.ROOT))
 
 from benchmarks import verifiers
-from benchmarks.verifiers import SETS, Comparison, Disagreement, compared, items_of, listed, require, scorer_of
+from benchmarks.verifiers import SETS, Comparison, Disagreement, assert_agreement, compared, items_of, listed, scorer_of
 from fuserl.rewards import sandbox
 from fuserl.rewards.sandbox import Limits
 
@@ -55,13 +55,13 @@ def test_every_published_verdict_on_an_answer(name, settings):
             if ours != theirs:
                 source = f"{item.response.source} {item.response.sample}"
                 disagreements.append(Disagreement(item.group.id, source, ours, theirs))
-    require(name, Comparison(number, 0, disagreements, 0.0), SETS[name].least)
+    assert_agreement(name, Comparison(number, 0, disagreements, 0.0), SETS[name].least)
 
 
 def test_every_published_verdict_on_a_constraint():
     found = verifiers.ifeval(kit.shared_data() / "eval" / "ifeval_gpt4_verdicts.jsonl.gz")
     assert found.verdicts == 832
-    require("ifeval", found, verifiers.IFEVAL_LEAST)
+    assert_agreement("ifeval", found, verifiers.IFEVAL_LEAST)
     hang_on_language = {d.source.split()[0] for d in found.disagreements}
     assert hang_on_language <= {"change_case:english_lowercase", "change_case:english_capital"}, (
         "rules decide the others"
@@ -88,11 +88,11 @@ def test_published_verdicts_on_programs():
 def test_a_disagreement_that_the_page_does_not_list_is_told():
     new = Disagreement("gsm8k-test-0", "ann 0", "wrong", "right")
     with pytest.raises(AssertionError, match=r"not on the page \[Disagreement\(prompt='gsm8k-test-0'"):
-        require("gsm8k_multi", Comparison(10_000, 0, [new], 1.0), 0.99)
+        assert_agreement("gsm8k_multi", Comparison(10_000, 0, [new], 1.0), 0.99)
     with pytest.raises(AssertionError, match=r"90.0000% agree"):
-        require("gsm8k_multi", Comparison(10, 0, [new], 1.0), 0.99)
+        assert_agreement("gsm8k_multi", Comparison(10, 0, [new], 1.0), 0.99)
     with pytest.raises(AssertionError, match="on the page alone"):
-        require("crux", Comparison(10_000, 0, [], 1.0), 0.99)
+        assert_agreement("crux", Comparison(10_000, 0, [], 1.0), 0.99)
 
 
 def test_the_script_writes_its_table(tmp_path):

@@ -228,8 +228,9 @@ def test_another_model_template_or_seed_is_another_question(ask, change):
     "change", ["sources.own.licence=MIT", "engine.together=9", "on_failure=leave_out", "give_up=3"]
 )
 def test_what_does_not_decide_an_answer_is_no_other_question(ask, change):
-    ask("source=own", "sources.own.path=m", LOG, "+engine.together=2")
-    ask("source=own", "sources.own.path=m", "+engine.together=2", change, engine="BrokenEngine")
+    before = ask("source=own", "sources.own.path=m", LOG, "+engine.together=2")
+    after = ask("source=own", "sources.own.path=m", "+engine.together=2", change, engine="BrokenEngine")
+    assert after == before
 
 
 def test_a_model_trained_anew_in_its_folder_is_another_one_and_a_copy_is_the_same(ask):
