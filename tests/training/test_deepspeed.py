@@ -13,6 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import get_args
 
+import fused_stores as stores
 import kit
 import pytest
 import test_skipped_steps
@@ -31,6 +32,8 @@ SINGLE = ("target.dtype=float32", "trainer.precision=32-true", "optimizer.eps=1e
 SHORT = ("max_steps=3", "trainer.max_tokens=200", "data.validation_limit=8", *SINGLE)  # several packs a step
 
 poisoned = test_skipped_steps.poisoned  # its fixture
+
+DISTILLED = ("objective.normalize=none", "objective.size=3", "objective.loss.weights=${weights}", "weights.tau=0.3")
 
 
 @pytest.fixture(scope="module")
@@ -74,10 +77,14 @@ def assert_same(ours: Path, theirs: Path, atol: float = 1e-6) -> None:
 
 
 @pytest.mark.parametrize("stage", [2, 3])
-@pytest.mark.parametrize("objective", ["fusesft", "fusepo_dpo"])
-def test_two_processes_reach_the_weights_of_one(objective, stage, run, ranks):
-    alone = run(objective, *SHORT, output="alone")
-    folder = ranks(stage, objective, *SHORT)
+@pytest.mark.parametrize("objective", ["fusesft", "fusepo_dpo", "fusepo_simpo", "fusepo_rloo", "distill"])
+def test_two_processes_reach_the_weights_of_one(objective, stage, run, ranks, settings, tmp_path):
+    more = SHORT
+    if objective == "distill":
+        stores.write(tmp_path / "store", stores.read(settings("sft_best", "objective.normalize=none")), stores.noisy)
+        more = (*SHORT, *DISTILLED, f"objective.distillation.path={tmp_path / 'store'}")
+    alone = run(objective, *more, output="alone")
+    folder = ranks(stage, objective, *more)
     assert_same(folder, alone)
     ours, theirs = (json.loads((f / "summary.json").read_text()) for f in (folder, alone))
     assert ours["last_train_loss"] == pytest.approx(theirs["last_train_loss"], rel=1e-5)
@@ -222,8 +229,15 @@ def test_another_number_of_processes_or_stage_is_refused(more, settings, ranks, 
         nursery.run("training.ranks", [count, *(one for one in again if "devices" not in one)])
 
 
-def test_one_process_alone(run, settings):
+@pytest.mark.filterwarnings("ignore")
+def test_one_process_alone(run, monkeypatch):
+    """In this process, where annotations are checked; Lightning leaves what it tells processes in the environment."""
     alone = run("fusesft", *SHORT, output="alone")
-    command = settings("fusesft", "trainer=deepspeed_zero2", "trainer.accelerator=cpu", *SHORT)
-    subprocess.run([sys.executable, "-m", "fuserl.cli", "train", *command], check=True)
-    assert_same(alone.parent / "run", alone)
+    with monkeypatch.context() as patch:
+        for name in ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "RANK", "WORLD_SIZE"):
+            patch.setenv(name, "")
+            patch.delenv(name)
+        folder = run("fusesft", "trainer=deepspeed_zero2", "trainer.accelerator=cpu", *SHORT, output="zero")
+    assert_same(folder, alone)
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()

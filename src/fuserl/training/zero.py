@@ -16,7 +16,6 @@ from lightning.pytorch.plugins.precision import DeepSpeedPrecision
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy
 from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from fuserl.errors import FuserlError
 from fuserl.training.checkpoints import unwritten
@@ -137,7 +136,7 @@ class WholeDeepSpeed(DeepSpeedStrategy):
         """Nothing: the engine writes weights."""
         return {}
 
-    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
+    def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
         """Nothing, either."""
         return {}
 
@@ -156,13 +155,15 @@ class WholeDeepSpeed(DeepSpeedStrategy):
         self.barrier()
         try:
             super().save_checkpoint(checkpoint, part)
+            self.barrier()
+            if self.is_global_zero:
+                (part / OF).write_text(self._said(), encoding="utf-8")
+                _seal(part)
+                part.rename(folder)
         except (OSError, RuntimeError) as error:
-            raise unwritten(folder, error) from error
-        self.barrier()
-        if self.is_global_zero:
-            (part / OF).write_text(self._said(), encoding="utf-8")
-            _seal(part)
-            part.rename(folder)
+            if isinstance(error, OSError) or "inline_container" in str(error):  # torch's writer knows no other
+                raise unwritten(folder, error) from error
+            raise
         self.barrier()
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
