@@ -66,6 +66,7 @@ def bar(what: str, total: Callable[[], int | None], *, show: bool = True) -> Ite
     progress, started = Progress(*columns, console=console, transient=True), time.monotonic()
 
     def told(done: int, beside: str = "") -> None:
+        """Shown only once the work has taken a while."""
         if not show or time.monotonic() - started < PATIENCE:
             return
         if not progress.tasks:

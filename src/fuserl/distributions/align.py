@@ -110,6 +110,7 @@ class _Job:
 
     @classmethod
     def of(cls, cfg: DictConfig, given: Mapping[str, Any]) -> _Job:
+        """Raises: FuserlError: a setting is wrong. No model is loaded yet."""
         parts, sources = Parts.of(cfg), sources_of(given["sources"], given["unsaid"])
         target = Model.of(TARGET, {**given["target"], "trust_remote_code": False}, {})
         models = [one.with_content() for one in (target, *sources)]

@@ -105,6 +105,7 @@ def bars(comparison: Comparison, values: Callable[[Run], Mapping[str, float]], t
 
 
 def bar(method: Method, index: int, style: Style) -> dict:
+    """How a method's bars look: its colour, and a pattern for the dash that its lines have."""
     pattern = {"shape": ("", "/", ".", "x")[DASHES.index(style.dash)], "fillmode": "overlay"}
     return {
         "name": method.label,

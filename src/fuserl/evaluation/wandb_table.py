@@ -31,6 +31,7 @@ def log(folder: Path, *, project: str, name: str, group: str | None, config: Map
     run_id = hashlib.sha256(str(folder).encode()).hexdigest()[:16]
 
     def opened(how: str) -> Any:
+        """The run, by one of W&B's modes; what an earlier offline run of it left is set aside."""
         if how in ("offline", "dryrun"):
             set_aside(folder, run_id)
         return wandb.init(

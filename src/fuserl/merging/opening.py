@@ -30,7 +30,10 @@ def opened(base: str, experts: Any) -> list[Weights]:
     whole = Checkpoint(folders[0], names[0])
 
     def base_of(adapter: Path) -> Callable[[str], Checkpoint]:
+        """What opens the base that an adapter names, told where it is not here."""
+
         def find(path: str) -> Checkpoint:
+            """The checkpoint at the path; the merge's own base is not opened twice."""
             try:
                 there = resolved(path)
             except FuserlError as error:

@@ -95,6 +95,7 @@ class Weighted:
         told = torch.zeros(len(inputs.experts), dtype=torch.float64)
 
         def pieces() -> Iterator[Tensor]:
+            """Merged parts, in order; the experts' shares are summed on the way."""
             for base, deltas, mask in self._masked(inputs, threshold):
                 squares = selected(deltas, mask).square()
                 eta = shares(self.unit.mean_energies(squares, of_unit), self.variant.least)

@@ -22,6 +22,7 @@ class PackAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, query: Tensor, key: Tensor, value: Tensor, pieces: Sequence[Piece], scaling: float) -> Tensor:
+        """Piece by piece into one output; the log-sum-exps [1, H, T] are kept for backward."""
         out = torch.empty_like(query.transpose(1, 2), memory_format=torch.contiguous_format).transpose(1, 2)
         sums = out.new_empty(out.shape[:3], dtype=torch.promote_types(torch.float32, out.dtype))
         for piece in pieces:
@@ -33,6 +34,7 @@ class PackAttention(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """Of [1, H, T, D]: gradients of query, key and value, summed over the pieces that read them."""
         query, key, value, out, sums = ctx.saved_tensors
         grads = tuple(
             torch.zeros_like(states.transpose(1, 2), memory_format=torch.contiguous_format).transpose(1, 2)

@@ -63,6 +63,7 @@ def rules_of(drawings: Sequence[Drawing], device: torch.device) -> Rules:
     """The table of some sequences' settings."""
 
     def column(values: Sequence[float], off: float, dtype: torch.dtype = torch.float32) -> Tensor | None:
+        """[B]; None where no sequence has the setting on, so that nothing is computed for it."""
         return None if all(value == off for value in values) else torch.tensor(values, dtype=dtype, device=device)
 
     temperature, top_k, top_p, min_p, repetition, presence, frequency = zip(*drawings, strict=True)

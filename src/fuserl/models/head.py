@@ -159,6 +159,7 @@ class _HeadLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, hidden, weight, bias, head, labels, owner, spans, loss, rows, linear, room):
+        """The loss's sum, and the responses' log-probs [U] that it is made of, which carry no gradient."""
         with in_one_precision(hidden, head) as (states, cast):
             gradients = _Gradients(states, cast, ctx.needs_input_grad)
             total, logps = _walk(gradients, labels, owner, spans, loss, rows, linear, room)
@@ -170,6 +171,7 @@ class _HeadLoss(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, upstream, _):
+        """Raises: RuntimeError: a second time: the first has scaled the gradients in place."""
         if ctx.gradients is None:
             raise RuntimeError("the gradients of a head's loss are computed once: backward cannot run twice")
         found, ctx.gradients = ctx.gradients, None

@@ -120,6 +120,7 @@ def backends() -> dict[str, Availability]:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
     def whole(name: str) -> Availability:
+        """Available where all that the kernel says of itself holds; else the first thing that does not."""
         limits = LIMITS[name]
         plain = Need(torch.bfloat16 if limits.half_only else torch.float64)
         needs = [plain, replace(plain, window=True)]

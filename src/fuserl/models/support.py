@@ -70,6 +70,7 @@ class _Setting(NamedTuple):
     rows: int
 
     def cuts(self, count: int) -> Iterator[slice]:
+        """Slices of so many rows as have room at a time."""
         return (slice(start, min(start + self.rows, count)) for start in range(0, count, self.rows))
 
 
@@ -78,6 +79,7 @@ class _AtSupport(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, hidden, weight, bias, labels, ids, setting, room):
+        """Logits [R, k] at `ids`; [R] the label's, and the log-sum of all others' at temperatures one and `temperature`."""
         with in_one_precision(hidden, Head(weight, bias, setting.softcap, setting.scale)) as (states, head):
             wide = torch.promote_types(torch.float32, states.dtype)
             logits = torch.zeros(ids.shape, dtype=wide, device=hidden.device)
@@ -100,6 +102,7 @@ class _AtSupport(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, *slopes):
+        """Of the four results: gradients of states, weight and bias, each where it is asked for."""
         hidden, weight, bias, labels, ids, rest, tempered = ctx.saved_tensors
         setting, dtype = ctx.setting, ctx.precision
         with in_one_precision(hidden, Head(weight, bias, setting.softcap, setting.scale), dtype) as (states, head):
@@ -124,6 +127,7 @@ class _Gradients(NamedTuple):
 
     @classmethod
     def empty(cls, states: Tensor, head: Head, needed: Sequence[bool]) -> _Gradients:
+        """Zeros; sums over rows in at least float32."""
         wide = torch.promote_types(torch.float32, states.dtype)
         return cls(
             torch.zeros_like(states) if needed[0] else None,

@@ -24,6 +24,7 @@ class _KeepsLikeAKernel(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, query: Tensor, key: Tensor, value: Tensor, area: int) -> Tensor:
+        """[1, H, T, D] of any values, and what a kernel would keep for backward."""
         out = torch.empty_like(query.transpose(1, 2), memory_format=torch.contiguous_format).transpose(1, 2)
         sums = query.new_empty(query.shape[:3], dtype=torch.promote_types(torch.float32, query.dtype))
         scores = [
@@ -35,6 +36,7 @@ class _KeepsLikeAKernel(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """Shapes of the gradients of query, keys and values."""
         return *(torch.empty_like(states) for states in ctx.saved_tensors[:3]), None
 
 

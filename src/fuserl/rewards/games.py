@@ -105,6 +105,7 @@ class GameJudge:
         unasked: list[Score] = []
 
         def questions() -> Iterator[Question]:
+            """Two games an item; what is known without a judge is set aside."""
             for item in items:
                 if score := self._unasked(item):
                     unasked.append(score)

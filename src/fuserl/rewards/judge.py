@@ -73,6 +73,7 @@ class Judge:
         unasked: list[Score] = []
 
         def questions() -> Iterator[Question]:
+            """One an item, remembered until its reply is there; what the judge is not asked is set aside."""
             for item in items:
                 if why := self._why_not(item):
                     unasked.append(Score(item.key, None, "unknown", {"why": why}))

@@ -115,6 +115,7 @@ class Judging:
         asked: dict[str, tuple[Question, int]] = {}
 
         def requests() -> Iterator[Request]:
+            """Drawn while the engine has room: what is asked again comes first."""
             while True:
                 question, attempt = again.popleft() if again else (next(stream, None), 0)
                 if question is None:

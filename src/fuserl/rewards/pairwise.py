@@ -111,6 +111,7 @@ class PairwiseJudge:
         ready: deque[Comparisons] = deque()
 
         def questions() -> Iterator[Question]:
+            """Those that an item needs and that nobody has asked yet."""
             for item in items:
                 whole, texts = self._comparisons(item)
                 for key, pair in texts.items():

@@ -93,6 +93,7 @@ class TurnJudge:
         asked: dict[str, Item] = {}
 
         def questions() -> Iterator[Question]:
+            """One an item, remembered until its reply is there."""
             for item in items:
                 asked[item.key] = item
                 yield self._question(item)

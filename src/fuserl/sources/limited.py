@@ -51,6 +51,7 @@ def limited(ask: Ask, *, requests: float | None, tokens: float | None) -> Ask:
     answers, said = 0, 0
 
     def guess(request: Request) -> float:
+        """Tokens, prompt and answer."""
         prompt = sum(len(message.content) for message in request.messages) / CHARACTERS
         most = request.sampling.max_tokens
         return prompt + (min(most, said / answers) if answers else most)

@@ -22,7 +22,7 @@ from fuserl.records.manifest import write_text_atomically
 
 AT_ONCE = 10  # seconds: who ended so soon after the first did so by itself; the agent gives the others 30
 PARENT = "FUSERL_PARENT"  # environment: the number of the process that starts agent or rank
-WHY = {
+WHY: dict[int, str] = {
     signal.SIGKILL: "where nobody did it, memory ran out: `dmesg` tells, and `fuserl plan` what the run needs",
     signal.SIGBUS: "a file that it reads was cut, or /dev/shm is full: `df` tells",
     signal.SIGABRT: "a library gave up, its message is above; on GPUs it is most often NCCL's, when another process has not come "

@@ -49,6 +49,7 @@ def waited_for(command: Sequence[str]) -> tuple[int, int]:
     with subprocess.Popen(command, start_new_session=True, env=environment) as child:
 
         def pass_on(number: int, frame: FrameType | None) -> None:
+            """To the child, which has a session of its own and hears nothing of the terminal."""
             asked.append(number)
             child.send_signal(number)
 

@@ -39,10 +39,12 @@ class MetricsCsv(Logger):
 
     @property
     def name(self) -> str:
+        """Asked for by Lightning; no folder is called so."""
         return "metrics"
 
     @property
     def version(self) -> str:
+        """Asked for by Lightning; there is one file a run."""
         return ""
 
     @rank_zero_only

@@ -23,7 +23,7 @@ from fuserl.objectives.pairing import across_sources, best_and_worst_of_each_sou
 from fuserl.objectives.terms import GroupScores, Objective, Pairs
 from fuserl.objectives.weights import auto_tau
 from fuserl.records.formats import ReadReport
-from fuserl.records.reading import sides_of
+from fuserl.records.reading import Side, sides_of
 from fuserl.records.schema import PromptGroup
 from fuserl.tokens.plan import GroupCosts, Plan, fitting, make_plan
 from fuserl.tokens.scores import scores_of
@@ -110,29 +110,15 @@ def prepare(cfg: DictConfig, template: Template, cache: Path, *, ranks: int, pac
         FuserlError: the data cannot serve the objective, or nothing is left of it.
     """
     sides = sides_of(cfg.data)
-    store, held_out = (tokens_of(side, template, cache / "tokens", show=cfg.trainer.progress_bar) for side in sides)
-    if not len(store):
-        raise FuserlError(
-            "no training prompt is left",
-            where=f"`data.path={cfg.data.path}`, split `{cfg.data.split}`, part {list(cfg.data.part)}",
-            hint="widen `data.part`, `data.sources` or `data.limit`, or look at the skipped rows",
-        )
-    sources = tuple(sorted({*store.sources, *held_out.sources}))
-    store, held_out = store.numbered(sources), held_out.numbered(sources)
+    store, held_out = _stores(cfg, sides, template, cache)
     scores = scores_of(store)
-    objective, tau = build_objective(cfg, scores, sources)
+    objective, tau = build_objective(cfg, scores, store.sources)
     require_applicable(objective, scores)
 
     used = np.asarray(objective.select(scores))
     totals = objective.loss(scores, progress=0.0)
     left_out = _bad_rows([store] if sides[0].split == sides[1].split else [store, held_out])
-    keep = fitting(store, used, max_length=cfg.data.max_length, on_too_long=cfg.data.on_too_long)
-    for prompt_id, why in keep.dropped:
-        left_out.setdefault(why, []).append(prompt_id)
-    signal = totals.weight.detach().numpy()[keep.keep] > 0
-    if not signal.all():
-        left_out["no signal: equal rewards, or too few responses"] = list(store.ids.take(keep.keep[~signal]))
-    rows = keep.keep[signal]
+    rows = _learnt_from(cfg, store, used, totals.weight.detach().numpy(), left_out)
     if not len(rows):
         raise FuserlError(
             "no training prompt is left for this objective",
@@ -154,7 +140,7 @@ def prepare(cfg: DictConfig, template: Template, cache: Path, *, ranks: int, pac
             support=fused,
         ),
         validation=_validation(cfg, objective, held_out, ranks, pack_tokens) if len(held_out) else None,
-        slices=Slices(sources, tuple(sorted({*store.domain_names, *held_out.domain_names}))),
+        slices=Slices(tuple(store.sources), tuple(sorted({*store.domain_names, *held_out.domain_names}))),
         validation_groups=list(islice(sides[1].groups(ReadReport()), cfg.probe.prompts)) if len(held_out) else [],
         tau=tau,
         fused=fused,
@@ -163,6 +149,36 @@ def prepare(cfg: DictConfig, template: Template, cache: Path, *, ranks: int, pac
         cautions=cautions(objective),
         left_out=left_out,
     )
+
+
+def _stores(cfg: DictConfig, sides: Sequence[Side], template: Template, cache: Path) -> tuple[TokenStore, TokenStore]:
+    """The tokens of what is trained on and of what is held out, whose sources have the same numbers."""
+    store, held_out = (tokens_of(side, template, cache / "tokens", show=cfg.trainer.progress_bar) for side in sides)
+    if not len(store):
+        raise FuserlError(
+            "no training prompt is left",
+            where=f"`data.path={cfg.data.path}`, split `{cfg.data.split}`, part {list(cfg.data.part)}",
+            hint="widen `data.part`, `data.sources` or `data.limit`, or look at the skipped rows",
+        )
+    sources = tuple(sorted({*store.sources, *held_out.sources}))
+    return store.numbered(sources), held_out.numbered(sources)
+
+
+def _learnt_from(
+    cfg: DictConfig, store: TokenStore, used: np.ndarray, weight: np.ndarray, left_out: dict[str, list[str]]
+) -> np.ndarray:
+    """[R] rows of the store that fit and weigh something; the ids of the others go to `left_out`.
+
+    Args:
+        weight: [N], of each prompt in the loss.
+    """
+    keep = fitting(store, used, max_length=cfg.data.max_length, on_too_long=cfg.data.on_too_long)
+    for prompt_id, why in keep.dropped:
+        left_out.setdefault(why, []).append(prompt_id)
+    signal = weight[keep.keep] > 0
+    if not signal.all():
+        left_out["no signal: equal rewards, or too few responses"] = list(store.ids.take(keep.keep[~signal]))
+    return keep.keep[signal]
 
 
 def _fused(

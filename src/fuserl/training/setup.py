@@ -256,6 +256,7 @@ class Setup:
         slices = self.prepared.slices
 
         def domains(split: Split | None) -> torch.Tensor:
+            """[N] each prompt's place in the slices' domains."""
             if split is None:
                 return torch.zeros(0, dtype=torch.long)
             place = np.array([slices.domains.index(name) for name in split.store.domain_names])

@@ -143,6 +143,7 @@ def write_answers(folder: Path, answers: Answers, groups: Sequence[PromptGroup],
     """model_answer/MODEL.jsonl below the folder."""
 
     def row(group: PromptGroup) -> dict[str, Any]:
+        """One answer, in the fields of both versions."""
         text, look = answers.texts[group.id], styles[group.id].plain()
         return {
             **_names(group.id),
@@ -165,6 +166,7 @@ def write_judgments(folder: Path, judgments: Judgments, groups: Sequence[PromptG
     """model_judgment/JUDGE/MODEL.jsonl below the folder. What was said is the end of it, as it was kept."""
 
     def row(group: PromptGroup) -> dict[str, Any]:
+        """Both games of one answer."""
         one = judgments.games[group.id]
         told = zip(one.verdicts, one.said, strict=True)
         return {
