@@ -144,6 +144,15 @@ def test_steps_are_left_out_as_elsewhere(stage, run, ranks, poisoned):
 
 
 @pytest.mark.parametrize("stage", [2, 3])
+def test_steps_of_half_precision_weights_are_left_out_as_well(stage, run, ranks, poisoned):
+    more = (*poisoned, *SINGLE, "target.dtype=bfloat16", "nonfinite.skips=4")
+    alone, folder = run("fusesft", *more, output="alone"), ranks(stage, "fusesft", *more)
+    ours, theirs = (json.loads((f / "summary.json").read_text()) for f in (folder, alone))
+    assert ours["skipped_steps"] == theirs["skipped_steps"] != []
+    assert all(weight.isfinite().all() for name, weight in weights(folder).items() if "embed_in" not in name)
+
+
+@pytest.mark.parametrize("stage", [2, 3])
 def test_a_gradient_that_is_not_finite_stops_the_run(stage, ranks, poisoned):
     with pytest.raises(AssertionError, match=r"the gradient of optimiser step \d+ is not finite"):
         ranks(stage, "fusesft", *poisoned, *SINGLE)

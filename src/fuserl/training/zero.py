@@ -117,6 +117,7 @@ class WholeDeepSpeed(DeepSpeedStrategy):
             lr_scheduler=lr_scheduler,
             dist_init_required=False,
         )
+        cut_up.check_grad_overflow = True  # stage 2 takes NaN steps of half-precision weights otherwise
         return engine, cut_up
 
     def backward(self, closure_loss: Tensor, optimizer: Any, *args: Any, **kwargs: Any) -> Tensor:
@@ -130,7 +131,8 @@ class WholeDeepSpeed(DeepSpeedStrategy):
 
     def norm_of_step(self) -> Tensor:
         """Of all gradients of the step before, unclipped; infinite where one was not finite: the engine left that step out."""
-        return torch.tensor(float(self._engine.get_global_grad_norm()) if self._engine.was_step_applied() else math.inf)
+        norm = float(self._engine.get_global_grad_norm())
+        return torch.tensor(norm if self._engine.was_step_applied() and norm >= 0 else math.inf)
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
         """Nothing: the engine writes weights."""
