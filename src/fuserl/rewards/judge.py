@@ -6,9 +6,8 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-from fuserl.errors import FuserlError
 from fuserl.rewards.fences import blanks_of, told
-from fuserl.rewards.judging import Question, Reply, judging_of, the_mark
+from fuserl.rewards.judging import Question, judging_of, require_range, the_mark
 from fuserl.rewards.protocol import Item, Score
 from fuserl.sources.protocol import Engine, Failure
 from fuserl.sources.source import Source
@@ -42,10 +41,7 @@ class Judge:
         again_temperature: float,
         after: str | None,
     ) -> None:
-        if not low < high:
-            raise FuserlError(
-                f"a rating cannot lie between {low} and {high}", where=f"`rewards.{name}.low`", hint="give low < high"
-            )
+        require_range(name, low, high)
         self.blanks = blanks_of(
             template, needed=("question", "answer"), known=("reference",), where=f"`rewards.{name}.template`"
         )
@@ -69,20 +65,18 @@ class Judge:
 
     def score(self, items: Iterable[Item]) -> Iterator[Score | Failure]:
         """Ratings as they come."""
-        asked: dict[str, Item] = {}
         unasked: list[Score] = []
 
         def questions() -> Iterator[Question]:
-            """One an item, remembered until its reply is there; what the judge is not asked is set aside."""
+            """One an item; what the judge is not asked is set aside."""
             for item in items:
                 if why := self._why_not(item):
                     unasked.append(Score(item.key, None, "unknown", {"why": why}))
                     continue
-                asked[item.key] = item
                 yield self.judging.question(item.key, self._texts(item))
 
         for question, reply in self.judging.replies(questions(), self._rating):
-            yield self._score(asked.pop(question.key), reply)
+            yield self.judging.rated(question.key, reply, self.low, self.high)
             while unasked:
                 yield unasked.pop()
         yield from unasked
@@ -108,12 +102,3 @@ class Judge:
         if mark is None or not NUMBER.fullmatch(mark):
             return None
         return float(mark) if self.low <= float(mark) <= self.high else None
-
-    def _score(self, item: Item, reply: Reply) -> Score | Failure:
-        if reply.failure is not None:
-            return Failure(item.key, reply.failure.what, reply.failure.passing, reply.failure.wait)
-        detail = self.judging.detail() | {"attempts": reply.attempts, "said": reply.said}
-        if reply.value is None:
-            why = f"no single rating from {self.low:g} to {self.high:g} in what the judge said"
-            return Score(item.key, None, "unknown", {"why": why} | detail)
-        return Score(item.key, reply.value, None, detail)

@@ -15,6 +15,7 @@ from typing import Any
 from fuserl.errors import FuserlError
 from fuserl.records.schema import Message
 from fuserl.rewards.fences import CONTROL, defused, filled
+from fuserl.rewards.protocol import Score
 from fuserl.sources.protocol import Answer, Engine, Failure, Request, Sampling
 from fuserl.sources.source import Source, source_of
 
@@ -93,6 +94,16 @@ class Judging:
         """Who judged, by what, when: kept with every score."""
         today = datetime.now(UTC).date().isoformat()
         return {"judge": self.source.path, "template": self.template_hash, "date": today}
+
+    def rated(self, key: str, reply: Reply, low: float, high: float) -> Score | Failure:
+        """A rating from `low` to `high` as a score: unknown where there is none, a failure where nobody answered."""
+        if reply.failure is not None:
+            return Failure(key, reply.failure.what, reply.failure.passing, reply.failure.wait)
+        detail = self.detail() | {"attempts": reply.attempts, "said": reply.said}
+        if reply.value is None:
+            why = f"no single rating from {low:g} to {high:g} in what the judge said"
+            return Score(key, None, "unknown", {"why": why} | detail)
+        return Score(key, reply.value, None, detail)
 
     @cached_property
     def _opened(self) -> Engine:
@@ -175,6 +186,14 @@ def judging_of(
     """
     judge = source_of(f"{name}", {"name": name} | dict(source))
     return Judging(name, engine, judge, template, attempts, again_temperature, after)
+
+
+def require_range(name: str, low: float, high: float) -> None:
+    """Raises: FuserlError: the scorer's ratings cannot lie between these."""
+    if not low < high:
+        raise FuserlError(
+            f"a rating cannot lie between {low} and {high}", where=f"`rewards.{name}.low`", hint="give low < high"
+        )
 
 
 def the_mark(words: str) -> str | None:

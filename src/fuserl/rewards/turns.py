@@ -9,7 +9,7 @@ from typing import Any
 
 from fuserl.errors import FuserlError
 from fuserl.records.hub import file_of
-from fuserl.rewards.judging import Question, Reply, judging_of
+from fuserl.rewards.judging import Question, judging_of, require_range
 from fuserl.rewards.protocol import Item, Score
 from fuserl.rewards.wordings import Wording, authors, of_all, own, parsed
 from fuserl.sources.protocol import Engine, Failure
@@ -59,10 +59,7 @@ class TurnJudge:
         again_temperature: float,
         after: str | None,
     ) -> None:
-        if not low < high:
-            raise FuserlError(
-                f"a rating cannot lie between {low} and {high}", where=f"`rewards.{name}.low`", hint="give low < high"
-            )
+        require_range(name, low, high)
         if lacking := sorted(NEEDED.keys() - templates.keys()):
             raise FuserlError(f"there is no template `{lacking[0]}`", where=f"`rewards.{name}.templates`")
         ours = {
@@ -90,16 +87,8 @@ class TurnJudge:
 
     def score(self, items: Iterable[Item]) -> Iterator[Score | Failure]:
         """Ratings as they come."""
-        asked: dict[str, Item] = {}
-
-        def questions() -> Iterator[Question]:
-            """One an item, remembered until its reply is there."""
-            for item in items:
-                asked[item.key] = item
-                yield self._question(item)
-
-        for question, reply in self.judging.replies(questions(), self._rating):
-            yield self._score(asked.pop(question.key), reply)
+        for question, reply in self.judging.replies(map(self._question, items), self._rating):
+            yield self.judging.rated(question.key, reply, self.low, self.high)
 
     def close(self) -> None:
         """Close the engine."""
@@ -129,15 +118,6 @@ class TurnJudge:
         found = {float(mark) for mark in MARK.findall(words)}
         rating = found.pop() if len(found) == 1 else None
         return rating if rating is not None and self.low <= rating <= self.high else None
-
-    def _score(self, item: Item, reply: Reply) -> Score | Failure:
-        if reply.failure is not None:
-            return Failure(item.key, reply.failure.what, reply.failure.passing, reply.failure.wait)
-        detail = self.judging.detail() | {"attempts": reply.attempts, "said": reply.said}
-        if reply.value is None:
-            why = f"no single rating from {self.low:g} to {self.high:g} in what the judge said"
-            return Score(item.key, None, "unknown", {"why": why} | detail)
-        return Score(item.key, reply.value, None, detail)
 
 
 def wordings_of(path: str) -> dict[str, Wording]:
