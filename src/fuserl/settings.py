@@ -69,6 +69,17 @@ def decisive(config: Mapping[str, Any], free: Collection[str]) -> dict[str, Any]
     return {key: value for key, value in flat.items() if not any(key == f or key.startswith(f + ".") for f in free)}
 
 
+def changes(before: Mapping[str, Any], now: Mapping[str, Any], free: Collection[str]) -> str:
+    """The first five decisive settings that differ, for a message; empty where none does.
+
+    >>> changes({"seed": 0, "output": "a"}, {"seed": 1, "output": "b"}, ["output"])
+    'seed: 0 -> 1'
+    """
+    old, new = decisive(before, free), decisive(now, free)
+    changed = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
+    return ", ".join(f"{key}: {old.get(key)!r} -> {new.get(key)!r}" for key in changed[:5])
+
+
 def digest(verb: str, config: Mapping[str, Any], free: Collection[str]) -> str:
     """Same verb and decisive settings, same name; anything else, another.
 

@@ -72,11 +72,8 @@ class SelectFolder:
             part.unlink(missing_ok=True)
 
     def _require_same_settings(self, config: Mapping[str, Any]) -> None:
-        before = settings.decisive(plain(OmegaConf.load(self.config)), FREE)  # type: ignore[arg-type]
-        now = settings.decisive(config, FREE)
-        changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
-        if changed:
-            lines = ", ".join(f"{key}: {before.get(key)!r} -> {now.get(key)!r}" for key in changed[:5])
+        before = plain(OmegaConf.load(self.config))  # type: ignore[arg-type]
+        if lines := settings.changes(before, config, FREE):
             raise FuserlError(
                 f"this folder holds a selection with other settings ({lines})",
                 where=str(self.path),
