@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import kit
 import pytest
 import torch
+from forking import Nursery
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPTNeoXConfig
 
@@ -27,6 +29,15 @@ def target(tmp_path_factory) -> Path:
     AutoModelForCausalLM.from_config(config).double().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def nursery(tmp_path_factory) -> Iterator[Nursery]:
+    """A process with everything imported, whose children are ranks, launch them, or are killed."""
+    imports = ("training.ranks", "transformers.models.gpt_neox", "torch.distributed.checkpoint.hf_storage")
+    nursery = Nursery(tmp_path_factory.mktemp("nursery"), *imports, paths=[kit.ROOT / "tests"])
+    yield nursery
+    nursery.close()
 
 
 SMALL = (

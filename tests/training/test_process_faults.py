@@ -9,15 +9,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from multiprocessing import resource_sharer
 from pathlib import Path
 
-import kit
 import pytest
 import torch
 from conftest import weights  # tests/training/conftest.py
-from forking import Nursery, descendants, ended
+from forking import descendants, ended
 from torch.testing import assert_close
 
 from fuserl.errors import FuserlError
@@ -28,15 +27,6 @@ from fuserl.training.datamodule import Split
 from fuserl.training.troubles import in_words
 
 LONG = ("max_steps=10", "trainer.max_tokens=200", "trainer.val_every=8")
-
-
-@pytest.fixture(scope="module")
-def nursery(tmp_path_factory) -> Iterator[Nursery]:
-    """A process with everything imported, whose children are ranks or launchers."""
-    imports = ("training.ranks", "transformers.models.gpt_neox", "torch.distributed.checkpoint.hf_storage")
-    nursery = Nursery(tmp_path_factory.mktemp("nursery"), *imports, paths=[kit.ROOT / "tests"])
-    yield nursery
-    nursery.close()
 
 
 @pytest.fixture(scope="module")

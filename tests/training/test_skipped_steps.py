@@ -7,14 +7,12 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
-import kit
 import pytest
 import torch
 from conftest import weights  # tests/training/conftest.py
-from forking import Nursery
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -81,15 +79,6 @@ def same(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor], **toler
     assert ours.keys() <= theirs.keys()
     for name, weight in ours.items():
         assert_close(weight, theirs[name], **(tolerance or {"rtol": 0, "atol": 0}), equal_nan=True)
-
-
-@pytest.fixture(scope="module")
-def nursery(tmp_path_factory) -> Iterator[Nursery]:
-    """Children are killed, or are ranks."""
-    imports = ("training.ranks", "transformers.models.gpt_neox", "torch.distributed.checkpoint.hf_storage")
-    nursery = Nursery(tmp_path_factory.mktemp("nursery"), *imports, paths=[kit.ROOT / "tests"])
-    yield nursery
-    nursery.close()
 
 
 @pytest.fixture

@@ -7,15 +7,13 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import fused_stores as stores
-import kit
 import pytest
 import torch
 from conftest import weights  # tests/training/conftest.py
-from forking import Nursery
 from safetensors.torch import load_file
 from torch.testing import assert_close
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
@@ -26,15 +24,6 @@ from fuserl.settings import compose, config_folder, leaves, plain
 SAME = dict(rtol=0, atol=1e-9)
 SHORT = ("max_steps=3", "trainer.max_tokens=200", "data.validation_limit=8")  # several packs a step
 DISTILLED = ("objective.normalize=none", "objective.size=3", "objective.loss.weights=${weights}", "weights.tau=0.3")
-
-
-@pytest.fixture(scope="module")
-def nursery(tmp_path_factory) -> Iterator[Nursery]:
-    """A process with everything imported, whose children are ranks."""
-    imports = ("training.ranks", "transformers.models.gpt_neox", "torch.distributed.checkpoint.hf_storage")
-    nursery = Nursery(tmp_path_factory.mktemp("nursery"), *imports, paths=[kit.ROOT / "tests"])
-    yield nursery
-    nursery.close()
 
 
 @pytest.fixture
