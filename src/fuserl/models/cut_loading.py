@@ -1,8 +1,8 @@
 """Loading a policy in pieces: no process ever holds more of it whole than one layer, or what is in no layer.
 
-Every process makes the model without memory, reads a layer's weights from the files when its turn comes, and keeps its share.
-Where files do not hold a model weight by weight (adapters to be merged, experts to be stacked), the first process loads it
-into main memory and sends one weight after the other.
+Every process makes the model without memory, reads a layer's weights from the files when its turn comes, and keeps its
+share. Where files do not hold a model weight by weight (adapters to be merged, experts to be stacked), the first process
+loads it into main memory and sends one weight after the other.
 """
 
 from __future__ import annotations
@@ -32,9 +32,8 @@ from fuserl.models.sharding import shard
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 DRAWN = (True, "gaussian", "orthogonal")  # LoRA's initialisations that do not look at the weights below
 
-
-# A weight or buffer, whole and in main memory, by its name and as the model has made it: hollow, or with a value of its own.
-# All processes ask for the same ones in the same order.
+# A weight or buffer, whole and in main memory, by its name and as the model has made it: hollow, or with a value of its
+# own. All processes ask for the same ones in the same order.
 Get = Callable[[str, Tensor], Tensor]
 
 
@@ -139,7 +138,7 @@ class Files:
 
     @classmethod
     def of(cls, folder: Path, model: Any) -> Files | None:
-        """None where a weight is missing, has another shape or is tied to one that is there as well; or must stay in fp32."""
+        """None where a weight is missing, of another shape, tied to one that is there as well, or must stay in fp32."""
         places = _places(folder)
         if places is None:
             return None

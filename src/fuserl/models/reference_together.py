@@ -1,7 +1,7 @@
-"""Filling the reference cache with a model that is cut up: all processes call it equally often, the first one keeps the books.
+"""Filling the reference cache with a model that is cut up: all call it equally often, the first process keeps the books.
 
-The packs are those of one process. A round gives every process a pack, or one to throw away where there is none left; the
-first process claims what a round computes, collects and writes it, so that a kill costs a round.
+The packs are those of one process. A round gives every process a pack, or one to throw away where none is left; the first
+process claims what a round computes, collects and writes it, so that a kill costs a round.
 """
 
 from __future__ import annotations

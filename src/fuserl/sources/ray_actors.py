@@ -162,7 +162,7 @@ class Actors:
     def _received(
         self, ready: Any, under_way: dict[Any, tuple[Any, dict[str, Keyed]]], again: deque[list[Keyed]]
     ) -> Iterator[Keyed]:
-        """What an actor has sent; at its block's end it is free, and where it died the rest of the block is asked again."""
+        """What an actor has sent. At its block's end it is free; where it died, the rest of the block is asked again."""
         worker, open_requests = under_way[ready]
         try:
             results = self.ray.get(next(ready))
@@ -223,7 +223,8 @@ class Actors:
                 raise FuserlError(
                     f"the actors want {number:g} {kind}s, this machine has {there.get(kind, 0):g}",
                     where=f"`{self.where}.{kind.lower()}s`",
-                    hint=f"fewer `{self.where}.actors`; `{self.where}.gpus=0` on processors; `{self.where}.address` of a larger cluster",
+                    hint=f"fewer `{self.where}.actors`; `{self.where}.gpus=0` on processors; `{self.where}.address` of a "
+                    "larger cluster",
                 )
 
     def _told(self, what: str) -> FuserlError:

@@ -1,6 +1,6 @@
 """The processes of one machine under one agent of torch's: when one ends badly, all do, and the reason is written down.
 
-`python -m fuserl.training.agent COUNT PATIENCE SETTINGS REASONS` is torchrun, with its reasons in a file instead of on the terminal.
+`python -m fuserl.training.agent COUNT PATIENCE SETTINGS REASONS` is torchrun, but its reasons go to a file, not the terminal.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from fuserl.errors import FuserlError
 from fuserl.records.manifest import write_text_atomically
 
 AT_ONCE = 10  # seconds: who ended so soon after the first did so by itself; the agent gives the others 30
+PR_SET_PDEATHSIG = 1  # of Linux's prctl: the signal that a process gets when its parent ends
 PARENT = "FUSERL_PARENT"  # environment: the number of the process that starts agent or rank
 WHY: dict[int, str] = {
     signal.SIGKILL: "where nobody did it, memory ran out: `dmesg` tells, and `fuserl plan` what the run needs",
@@ -88,7 +89,7 @@ def read(path: Path) -> list[Ended]:
 
 
 def write_down(error: FuserlError) -> bool:
-    """Leave a rank's error to the agent above it, which may ask the rank to end at any moment; False where there is none."""
+    """Leave a rank's error to the agent above it, which may end the rank at any moment; False where there is none."""
     path = os.environ.get("TORCHELASTIC_ERROR_FILE")
     if not path:
         return False
@@ -101,7 +102,7 @@ def write_down(error: FuserlError) -> bool:
 def die_with_parent() -> None:
     """No rank outlives what has started it and holds the folder, however that was killed (Linux)."""
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.environ.get(PARENT, str(os.getppid())) != str(os.getppid()):  # which was killed before this line
             os.kill(os.getpid(), signal.SIGKILL)
 

@@ -1,4 +1,4 @@
-"""`model/` of a policy that is cut up: weights are put together, merged and written one by one, then read back in pieces."""
+"""`model/` of a policy that is cut up: one weight after the other is put together, merged and written, then read back."""
 
 from __future__ import annotations
 

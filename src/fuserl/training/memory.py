@@ -107,7 +107,7 @@ def rounded(cfg: DictConfig, split: Split, hardware: Hardware) -> Split:
 
 
 def pack_size(split: Split, rows: Sequence[int], *, padded: bool) -> int:
-    """Tokens that a pack of these groups computes; padded: its responses, each as long as the longest with its prompt."""
+    """Tokens that a pack of these groups computes; padded: each response as long as the longest with its prompt."""
     if not len(rows):
         return 0
     at = np.asarray(rows)
@@ -180,9 +180,9 @@ def memory_of(cfg: DictConfig, model: Model, prepared: Prepared, hardware: Hardw
 def cut_up(whole: Memory, model: Model, ranks: int, hardware: Hardware, gather: torch.dtype | None = None) -> Memory:
     """A device's share under `fsdp2`: what is cut up, and what is gathered while it computes (docs/scale.md).
 
-    Two layers are whole at a time, one that computes and one that comes; all that is no layer (embeddings, head) is whole
-    through a pack, its gradient too. It is loaded, and `model/` is read back, in pieces; the first process puts together a
-    file of `model/` in main memory.
+    Two layers are whole at a time, one that computes and one that comes; all that is no layer (embeddings, head) is
+    whole through a pack, its gradient too. It is loaded, and `model/` is read back, in pieces; the first process puts
+    together a file of `model/` in main memory.
 
     Args:
         gather: the dtype in which weights travel and compute; None: their own.

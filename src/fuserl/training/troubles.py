@@ -1,4 +1,4 @@
-"""What ends a run from outside its own code, in words: processes that are gone or answer no more, loaders that were killed."""
+"""What ends a run from outside its own code, in words: processes that are gone or silent, loaders that were killed."""
 
 from __future__ import annotations
 
@@ -48,6 +48,7 @@ def in_words(timeout: float, trainer: L.Trainer | None = None) -> Iterator[None]
 
 
 def _told(error: Exception, timeout: float, trainer: L.Trainer | None) -> FuserlError | None:
+    """The error in our words; None where it is none of these troubles."""
     text = str(error)
     first = SAID_BY.sub("", (text.splitlines() or [""])[0]).partition(". ")[0]
     found = LOADER.search(text)

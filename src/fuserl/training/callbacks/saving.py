@@ -1,4 +1,4 @@
-"""Which checkpoints a run has on the disk, and an end that was asked for from outside: one more, and no step is lost."""
+"""Which checkpoints a run has on disk; and an end that is asked for from outside: one more, and no step is lost."""
 
 from __future__ import annotations
 
@@ -120,9 +120,9 @@ class Checkpoints(Checkpoint):
 
 
 class StopOnSignal(Callback):
-    """SIGTERM (a machine is taken away) and Ctrl-C end the run after the step at hand, with a checkpoint; a second signal ends it at once.
+    """SIGTERM (a machine is taken away) and Ctrl-C end the run after the step at hand, with a checkpoint.
 
-    All ranks agree on the step, whichever of them was told.
+    All ranks agree on the step, whichever of them was told. A second signal ends the run at once.
     """
 
     def __init__(self, checkpoints: Checkpoints) -> None:
@@ -130,7 +130,7 @@ class StopOnSignal(Callback):
         self.asked: signal.Signals | None = None
 
     def on_train_start(self, trainer: L.Trainer, module: GroupModule) -> None:
-        """Listen, instead of Lightning, whose handlers call collectives and requeue jobs of Slurm; it puts back what was before."""
+        """Listen instead of Lightning, whose handlers call collectives and requeue jobs; it puts back what was before."""
         self._listen(self._hear)
 
     def on_validation_start(self, trainer: L.Trainer, module: GroupModule) -> None:
