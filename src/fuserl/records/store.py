@@ -6,6 +6,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -61,19 +62,9 @@ def write_groups(
     if folder.exists():
         raise FuserlError("the folder exists already", where=str(folder), hint="give another one, or delete it")
     part = folder.with_name(folder.name + ".part")
-    try:
-        shutil.rmtree(part, ignore_errors=True)
-        part.mkdir(parents=True)
+    with _working_in(part, folder, hint="give a folder that can be written, and valid Unicode"):
         manifest = _write_parts(groups, part, manifest_extra or {}, rows_per_file)
         part.rename(folder)
-    except (OSError, UnicodeError, pa.ArrowException) as error:
-        raise FuserlError(
-            f"the data set cannot be written ({error})",
-            where=str(folder),
-            hint="give a folder that can be written, and valid Unicode",
-        ) from error
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
     return manifest
 
 
@@ -89,9 +80,7 @@ def replace_groups(
     """
     folder = Path(folder)
     part = folder / ".groups.part"
-    try:
-        shutil.rmtree(part, ignore_errors=True)
-        part.mkdir(parents=True)
+    with _working_in(part, folder, hint="make room, or give another folder with `output=DIR`"):
         manifest = _write_parts(groups, part, manifest_extra or {}, rows_per_file=20_000)
         names = {
             name: f"groups-{manifest.digest[:8]}-{number:05d}.parquet" for number, name in enumerate(manifest.files)
@@ -104,15 +93,20 @@ def replace_groups(
         for path in folder.glob("groups-*.parquet"):
             if path.name not in manifest.files:
                 path.unlink(missing_ok=True)
+    return manifest
+
+
+@contextmanager
+def _working_in(part: Path, folder: Path, *, hint: str) -> Iterator[None]:
+    """An empty folder to write into, gone afterwards; what keeps a data set from `folder` is told."""
+    try:
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+        yield
     except (OSError, UnicodeError, pa.ArrowException) as error:
-        raise FuserlError(
-            f"the data set cannot be written ({error})",
-            where=str(folder),
-            hint="make room, or give another folder with `output=DIR`",
-        ) from error
+        raise FuserlError(f"the data set cannot be written ({error})", where=str(folder), hint=hint) from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
-    return manifest
 
 
 def _write_parts(groups: Iterable[PromptGroup], part: Path, extra: dict[str, Any], rows_per_file: int) -> Manifest:
