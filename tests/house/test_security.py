@@ -57,14 +57,17 @@ def test_no_text_reaches_a_shell():
 def test_no_archive_is_unpacked_and_no_text_is_run():
     """Programs of models run in the sandbox's guest alone (`rewards/inside`); YAML is read by safe loaders."""
     archives = {"tarfile", "zipfile", "rarfile", "py7zr"}
+    sums_alone = {"checkpoints.py"}  # reads the CRCs of torch's own zip files
     for path in SOURCES:
         tree = ast.parse(path.read_text())
         for node in ast.walk(tree):
             if isinstance(node, ast.Import):
-                assert not archives & {one.name for one in node.names}, path
+                found = archives & {one.name for one in node.names}
+                assert not found or (path.name in sums_alone and found == {"zipfile"}), path
             if isinstance(node, ast.ImportFrom):
                 assert node.module not in archives, path
         for name, call in calls(tree):
+            assert not name.endswith((".extract", ".extractall")), (path, name)
             assert name not in ("shutil.unpack_archive", "yaml.unsafe_load", "yaml.full_load"), (path, name)
             assert name not in ("eval", "exec", "compile", "__import__") or "inside" in path.parts, (
                 path,

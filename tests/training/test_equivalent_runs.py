@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -76,3 +77,14 @@ def weights_of(folder: Path):
     from safetensors.torch import load_file
 
     return load_file(folder / "model.safetensors")
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_a_strategy_for_many_leaves_nothing_behind_with_one(strategy, run):
+    """Neither a process group nor an environment in which the next run would take itself for a rank."""
+    before = dict(os.environ)
+    first = run("fusesft", f"trainer={strategy}", output="first")
+    assert not torch.distributed.is_initialized()
+    left = os.environ.keys() - before.keys()
+    assert not left & {"LOCAL_RANK", "RANK", "WORLD_SIZE", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT"}
+    assert_same(run("fusesft", output="second"), first, rtol=0, atol=1e-9)

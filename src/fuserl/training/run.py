@@ -74,6 +74,7 @@ def named(cfg: DictConfig) -> DictConfig:
 
 def _run(cfg: DictConfig, folder: RunFolder) -> None:
     """One rank's share of the run, from its set-up to `summary.json`."""
+    alone = "LOCAL_RANK" not in os.environ
     score_of(cfg)  # a name that leads nowhere is told now
     test_groups = groups_of_test(cfg)
     setup = Setup(cfg)
@@ -114,8 +115,16 @@ def _run(cfg: DictConfig, folder: RunFolder) -> None:
     finally:
         writer.close()
         close_loggers(loggers, success=done)
-        if "LOCAL_RANK" not in os.environ and torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()  # of a strategy that has one for one process, too
+        if alone:
+            _leave_no_process_group()
+
+
+def _leave_no_process_group() -> None:
+    """Some strategies make one for a single process, too, and tell the environment that it is a rank."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+    for name in ("LOCAL_RANK", "RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        os.environ.pop(name, None)
 
 
 def _to_go_on_from(cfg: DictConfig, folder: RunFolder) -> Path | None:
