@@ -22,7 +22,7 @@ from fuserl.tokens.cores import all_cores
 from fuserl.tokens.store import TokenStore, TokenWriter
 from fuserl.tokens.templates import PromptText, Template, Text
 
-LAYOUT = 2  # raise it when the meaning of a stored token or column changes
+LAYOUT = 3  # raise it when the meaning of a stored token or column changes
 
 
 @dataclass(frozen=True)
