@@ -43,7 +43,7 @@ def nursery(tmp_path_factory) -> Iterator[Nursery]:
 SMALL = (
     "data=miniature", "data.limit=40", "data.validation_limit=16", "batch_size=16", "max_steps=4", "optimizer.lr=1e-2", "logger=csv",
     "target.dtype=float64", "trainer.precision=64-true", "trainer.progress_bar=false", "trainer.accelerator=cpu",
-    "trainer.val_every=2", "checkpoint.every=1", "trainer.log_every=1", "probe.prompts=0", "objective.normalize=length",
+    "trainer.val_every=2", "checkpoint.every=1", "trainer.timeout=120", "trainer.log_every=1", "probe.prompts=0", "objective.normalize=length",
 )  # fmt: skip
 
 
