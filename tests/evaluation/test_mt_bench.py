@@ -15,7 +15,7 @@ from fuserl.errors import FuserlError
 from fuserl.evaluation.benchmarks.mt_bench import question
 from fuserl.evaluation.benchmarks.mt_files import gold_in
 from fuserl.evaluation.benchmarks.questions import Questions
-from fuserl.rewards.turns import TurnJudge
+from fuserl.rewards.judging import Judging
 
 NAME = "mt_bench"
 CATEGORIES = ["writing", "math", "coding", "stem", "roleplay", "humanities"]
@@ -153,19 +153,19 @@ def test_an_answer_that_tells_the_judge_what_to_say_changes_no_rating(tmp_path, 
 
 def test_a_run_that_stops_goes_on_and_asks_nothing_twice(tmp_path, monkeypatch, world):
     people(monkeypatch, model, judge)
-    finished, whole = [], TurnJudge._score
+    finished, whole = [], Judging.rated
 
-    def stops(self: TurnJudge, item: Any, reply: Any) -> Any:
+    def stops(self: Judging, key: str, *rest: Any) -> Any:
         if len(finished) == 5:
             raise KeyboardInterrupt
-        finished.append(item.key)
-        return whole(self, item, reply)
+        finished.append(key)
+        return whole(self, key, *rest)
 
     with Server() as server:
-        monkeypatch.setattr(TurnJudge, "_score", stops)
+        monkeypatch.setattr(Judging, "rated", stops)
         with pytest.raises(KeyboardInterrupt):
             run(NAME, tmp_path / "out", server, *world)
-        monkeypatch.setattr(TurnJudge, "_score", whole)
+        monkeypatch.setattr(Judging, "rated", whole)
         before = len(server.calls)
         found, _ = run(NAME, tmp_path / "out", server, *world)
         later = [call.body["model"] for call in server.calls[before:]]

@@ -194,9 +194,9 @@ def test_a_disk_that_is_full_for_the_smallest_file_is_told(run, settings, tmp_pa
     assert "the same command goes on from there" in told.read_text()
 
 
-def test_no_room_is_told_before_anything_is_computed(run, monkeypatch, tmp_path):
+def test_no_room_is_told_before_anything_is_computed(run, monkeypatch, tmp_path, capfd):
     usage = space.shutil.disk_usage(tmp_path)
     monkeypatch.setattr(space.shutil, "disk_usage", lambda path: usage._replace(free=10**5))
     with pytest.raises(FuserlError, match="0.0 GiB are free"):
         run("fusepo_dpo")
-    assert not (tmp_path / "cache/reference").exists()
+    assert "reference log-probs" not in capfd.readouterr().err

@@ -92,7 +92,7 @@ def test_a_run_that_stopped_continues_to_the_same_bits(distil, monkeypatch):
 
     with monkeypatch.context() as patched:
         patched.setattr(fused.FusedTexts, "__call__", stops)
-        with pytest.raises(RuntimeError, match="the power went"):
+        with pytest.raises(FuserlError, match="the power went"):
             distil(stores.noisy, *MIXED, output="stopped")
     assert 0 < max(metrics(plain.with_name("stopped"), "step")) < 4, "it was over, or had not begun"
     assert_same(distil(stores.noisy, *MIXED, output="stopped"), plain, 0)

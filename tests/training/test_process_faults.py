@@ -69,7 +69,8 @@ def test_a_loader_that_is_killed_is_told_and_the_run_goes_on(run, tmp_path):
 
     killer = meanwhile(kill)
     with pytest.raises(
-        FuserlError, match="a loader process (is killed by signal: Killed|exited unexpectedly)"
+        FuserlError,
+        match="a loader process (is killed by signal: Killed|exited unexpectedly|ended while it handed over)",
     ) as caught:
         run("fusesft", *LONG, "trainer.num_workers=2")
     killer.join()

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from fuserl.training import shards
+from fuserl.training.checkpoints import damage
 from fuserl.training.shards import Pieces, put_together
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
@@ -40,8 +43,17 @@ def trained(seed: int, steps: int) -> tuple[Tied, torch.optim.Optimizer]:
     return model, optimizer
 
 
+@pytest.fixture(autouse=True, scope="module")
+def alone() -> Iterator[None]:
+    """A process group of one."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
 def write(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    Pieces(model, optimizer).write(folder, {"global_step": 3}, first=True, wait=lambda: None)
+    tensors, rest = Pieces(model, optimizer).all()
+    shards.write(folder, tensors, {"global_step": 3} | rest, dist.group.WORLD)
 
 
 def in_one_piece(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict:
@@ -98,10 +110,27 @@ def test_a_write_that_breaks_leaves_the_checkpoint_before_it(tmp_path, monkeypat
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-3.ckpt", "step-5.ckpt"]
 
 
+@pytest.mark.parametrize("share", [0.05, 0.5, 0.95])
+@pytest.mark.parametrize("file", ["rest.pt", "shard-00001-model-00001-of-00001.safetensors"])
+def test_damage_in_any_file_is_seen(file, share, tmp_path):
+    run = trained(0, 3)
+    write(tmp_path / "step-3.ckpt", *run)
+    assert damage(tmp_path / "step-3.ckpt") is None
+    path = tmp_path / "step-3.ckpt" / file
+    content = bytearray(path.read_bytes())
+    content[int(len(content) * share)] ^= 1
+    path.write_bytes(content)
+    if damage(tmp_path / "step-3.ckpt") is None:  # between the records of the rest
+        assert file == "rest.pt"
+        assert_equal(put_together(tmp_path / "step-3.ckpt"), in_one_piece(*run))
+    path.unlink()
+    assert damage(tmp_path / "step-3.ckpt")
+
+
 def test_nothing_in_a_checkpoint_can_run(tmp_path):
     write(tmp_path / "step-3.ckpt", *trained(0, 1))
     files = sorted(path.name for path in (tmp_path / "step-3.ckpt").iterdir())
-    assert files == ["rest.pt", "shard-00001-model-00001-of-00001.safetensors"]
+    assert files == ["rest.pt", "shard-00001-model-00001-of-00001.safetensors", "shard-00001.sums.json"]
 
     class Runs:
         def __reduce__(self):

@@ -34,7 +34,8 @@ def require_space(cfg: DictConfig, policy: Any) -> None:
     folder = Path(cfg.output)
     there = len(newest_first(folder / "checkpoints"))
     wanted = max(0, most_checkpoints(cfg) - there) * checkpoint_bytes(policy) + model_bytes(policy)
-    free = shutil.disk_usage(folder).free
+    there_now = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    free = shutil.disk_usage(there_now).free
     if free < wanted:
         raise FuserlError(
             f"{wanted / 2**30:.1f} GiB will be written, and {free / 2**30:.1f} GiB are free: checkpoints of "
