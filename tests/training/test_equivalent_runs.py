@@ -80,11 +80,13 @@ def weights_of(folder: Path):
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
-def test_a_strategy_for_many_leaves_nothing_behind_with_one(strategy, run):
+def test_a_strategy_for_many_leaves_nothing_behind_with_one(strategy, run, monkeypatch):
     """Neither a process group nor an environment in which the next run would take itself for a rank."""
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")  # a cluster's, and still there afterwards
     before = dict(os.environ)
     first = run("fusesft", f"trainer={strategy}", output="first")
     assert not torch.distributed.is_initialized()
+    assert os.environ["MASTER_ADDR"] == "127.0.0.1"
     left = os.environ.keys() - before.keys()
     assert not left & {"LOCAL_RANK", "RANK", "WORLD_SIZE", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT"}
     assert_same(run("fusesft", output="second"), first, rtol=0, atol=1e-9)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -14,6 +15,8 @@ from typing import Any, TextIO
 
 from fuserl.errors import FuserlError
 from fuserl.records.schema import PromptGroup
+
+READ = 1 << 22  # bytes at a time
 
 SCHEMA_VERSION = 1
 _TYPES = {"groups": int, "responses": int, "digest": str}
@@ -112,6 +115,15 @@ def read_manifest(folder: Path) -> Manifest:
         raise FuserlError(
             f"the data set's manifest cannot be read ({error})", where=str(path), hint="write the data set again"
         ) from error
+
+
+def crc32(path: Path) -> int:
+    """Of a file's bytes, about 3 GB/s."""
+    total = 0
+    with path.open("rb") as file:
+        while block := file.read(READ):
+            total = zlib.crc32(block, total)
+    return total
 
 
 def write_text_atomically(path: Path, text: str) -> None:

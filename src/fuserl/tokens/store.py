@@ -19,13 +19,13 @@ from typing import Any
 import numpy as np
 
 from fuserl.errors import FuserlError
+from fuserl.records.manifest import crc32
 from fuserl.records.schema import PromptGroup
 from fuserl.tokens.columns import Codes, GrowingArray, Strings
 
 VERDICT = {None: -1, "wrong": 0, "right": 1, "unknown": 2}
 WHOLE = 1 << 30  # bytes of an array up to which all of it is looked at when a store is opened: 0.3 s at most
 BLOCKS, BLOCK = 64, 4096  # that are looked at of a larger one
-READ = 1 << 22  # bytes at a time
 COLUMNS = {  # [N, K] columns: type while they grow, on disk, and what stands where there is no response
     "rewards": ("d", np.float64, np.nan),
     "given": ("d", np.float64, np.nan),
@@ -260,14 +260,16 @@ def _check(folder: Path) -> str:
     """
     found = []
     for file in sorted(folder.glob("*.npy")):
-        size, total = file.stat().st_size, 0
-        with file.open("rb") as opened:
-            if size <= WHOLE:
-                while block := opened.read(READ):
-                    total = zlib.crc32(block, total)
-            else:
-                for number in range(BLOCKS):
-                    opened.seek(number * max(0, size - BLOCK) // (BLOCKS - 1))
-                    total = zlib.crc32(opened.read(BLOCK), total)
+        size = file.stat().st_size
+        total = crc32(file) if size <= WHOLE else _of_blocks(file, size)
         found.append(f"{file.name} {size} {total:08x}")
     return hashlib.sha256("\n".join(found).encode()).hexdigest()[:16]
+
+
+def _of_blocks(file: Path, size: int) -> int:
+    total = 0
+    with file.open("rb") as opened:
+        for number in range(BLOCKS):
+            opened.seek(number * max(0, size - BLOCK) // (BLOCKS - 1))
+            total = zlib.crc32(opened.read(BLOCK), total)
+    return total

@@ -17,8 +17,9 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from fuserl.errors import FuserlError
+from fuserl.records.manifest import crc32
 from fuserl.terminal import say
-from fuserl.training.shards import REST, SUMS, crc32, put_together
+from fuserl.training.shards import REST, SUMS, put_together
 
 PART = ".part"  # what is not yet whole
 DAMAGED = ".damaged"

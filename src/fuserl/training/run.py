@@ -60,7 +60,7 @@ def train(cfg: DictConfig) -> Path:
         return folder.path
     with nullcontext() if worker else folder.locked():
         if not folder.finished():  # by a process that held the folder until now
-            with in_words(cfg.trainer.timeout):
+            with strategies.left_as_found(), in_words(cfg.trainer.timeout):
                 _run(cfg, folder)
     return folder.path
 
@@ -74,7 +74,6 @@ def named(cfg: DictConfig) -> DictConfig:
 
 def _run(cfg: DictConfig, folder: RunFolder) -> None:
     """One rank's share of the run, from its set-up to `summary.json`."""
-    alone = "LOCAL_RANK" not in os.environ
     score_of(cfg)  # a name that leads nowhere is told now
     test_groups = groups_of_test(cfg)
     setup = Setup(cfg)
@@ -115,16 +114,6 @@ def _run(cfg: DictConfig, folder: RunFolder) -> None:
     finally:
         writer.close()
         close_loggers(loggers, success=done)
-        if alone:
-            _leave_no_process_group()
-
-
-def _leave_no_process_group() -> None:
-    """Some strategies make one for a single process, too, and tell the environment that it is a rank."""
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
-    for name in ("LOCAL_RANK", "RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
-        os.environ.pop(name, None)
 
 
 def _to_go_on_from(cfg: DictConfig, folder: RunFolder) -> Path | None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,10 +22,10 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
 from fuserl.errors import FuserlError
+from fuserl.records.manifest import crc32
 
 REST = "rest.pt"
 SUMS = ".sums.json"  # of a process's pieces, by file
-BLOCK = 1 << 22  # bytes summed at a time
 
 
 def write(folder: Path, tensors: dict[str, Tensor], rest: dict[str, Any], group: dist.ProcessGroup) -> None:
@@ -55,15 +54,6 @@ def write(folder: Path, tensors: dict[str, Tensor], rest: dict[str, Any], group:
         part.rename(folder)
         _flush(folder.parent)
     dist.barrier(group)
-
-
-def crc32(path: Path) -> int:
-    """Of a file's bytes."""
-    total = 0
-    with path.open("rb") as file:
-        while block := file.read(BLOCK):
-            total = zlib.crc32(block, total)
-    return total
 
 
 def _flush(folder: Path) -> None:

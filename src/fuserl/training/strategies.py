@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from importlib.util import find_spec
@@ -19,6 +21,8 @@ from fuserl.errors import FuserlError
 from fuserl.training.checkpoints import AtomicCheckpointIO, Writer
 from fuserl.training.sharded import ShardedStrategy
 from fuserl.training.zero import AsElsewhere, Precision, WholeDeepSpeed, settings
+
+OF_A_RANK = ("LOCAL_RANK", "RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 @dataclass(frozen=True)
@@ -117,6 +121,24 @@ def fsdp2(place: Place, writer: Writer, *, gather: str | None) -> dict[str, Any]
     if place.precision == "64-true":  # Lightning has no name for it here
         return {"strategy": strategy, "plugins": [DoublePrecision(), AtomicCheckpointIO(writer)]}
     return {"strategy": strategy, "precision": place.precision, "plugins": [AtomicCheckpointIO(writer)]}
+
+
+@contextmanager
+def left_as_found() -> Iterator[None]:
+    """A process that was not started as a rank is none afterwards.
+
+    Some strategies make a group of one, and say in the environment that it is a rank.
+    """
+    before = {name: os.environ[name] for name in OF_A_RANK if name in os.environ}
+    try:
+        yield
+    finally:
+        if "LOCAL_RANK" not in before:
+            if torch.distributed.is_initialized():
+                torch.distributed.destroy_process_group()
+            for name in OF_A_RANK:
+                os.environ.pop(name, None)
+            os.environ.update(before)
 
 
 def joined(device: torch.device, patience: timedelta) -> DeviceMesh:

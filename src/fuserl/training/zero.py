@@ -18,8 +18,9 @@ from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
 from torch import Tensor, nn
 
 from fuserl.errors import FuserlError
+from fuserl.records.manifest import crc32
 from fuserl.training.checkpoints import unwritten
-from fuserl.training.shards import SUMS, crc32
+from fuserl.training.shards import SUMS
 
 OF = "of.txt"  # which stage and how many processes a checkpoint is of
 Precision = Literal["32-true", "bf16-mixed"]
